@@ -1,0 +1,3 @@
+"""Train image classifiers that do not lean on shortcuts (DeNetDM, NeurIPS 2024)."""
+
+__version__ = "0.1.0"

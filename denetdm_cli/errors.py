@@ -1,0 +1,60 @@
+"""Errors a user can mend: what is wrong, what to do, and the exit code the program ends with."""
+
+
+class UserError(Exception):
+    """A mistake outside the program's own code; the command line prints it in two parts and exits.
+
+    Args:
+        what: what is wrong and where (file, key, value).
+        fix: what the user can do about it.
+    """
+
+    exit_code = 2
+
+    def __init__(self, what: str, fix: str) -> None:
+        super().__init__(what, fix)
+        self.what = what
+        self.fix = fix
+
+    def __str__(self) -> str:
+        return f"{self.what}\n{self.fix}"
+
+
+class ConfigError(UserError):
+    """A wrong option, key or value."""
+
+    exit_code = 2
+
+
+class DataError(UserError):
+    """A data set or a source of images that is missing, damaged or does not fit."""
+
+    exit_code = 3
+
+
+class CheckpointError(UserError):
+    """A checkpoint or run folder that is missing, damaged or does not fit."""
+
+    exit_code = 4
+
+
+class DownloadError(UserError):
+    """Nothing could be fetched from any of the places tried."""
+
+    exit_code = 5
+
+
+class NumericError(UserError):
+    """A loss that is not a finite number."""
+
+    exit_code = 6
+
+
+class StorageError(UserError):
+    """A disk that is full or a folder that may not be written."""
+
+    exit_code = 7
+
+
+EXIT_INTERRUPTED = 130
+"""Stopped by Ctrl-C; the last completed epoch is kept."""

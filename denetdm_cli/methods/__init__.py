@@ -1,0 +1,1 @@
+"""The two stages of DeNetDM, one file each, behind one small contract."""
