@@ -1,0 +1,188 @@
+"""Safetensors in and out: strict, atomic, and self-describing; nothing is ever unpickled."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialize
+from torch import Tensor, nn
+
+from denetdm_cli.config import Config, from_mapping
+from denetdm_cli.errors import CheckpointError, ConfigError
+from denetdm_cli.files import atomic_file
+from denetdm_cli.models.experts import ProductOfExperts, TargetModel
+
+FORMAT_VERSION = 1
+_METADATA_KEY = "denetdm"
+_NAMES_SHOWN = 4
+_MODELS: dict[str, type[ProductOfExperts] | type[TargetModel]] = {"train-poe": ProductOfExperts, "distill": TargetModel}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model as a checkpoint describes it.
+
+    Attributes:
+        model: in evaluation mode, on the device asked for.
+        predict: images (B, C, H, W) to logits (B, classes) by predictor; the first predictor is the one to ship.
+        metadata: what the checkpoint says of itself.
+        config: the configuration it was trained with.
+    """
+
+    model: ProductOfExperts | TargetModel
+    predict: Callable[[Tensor], Mapping[str, Tensor]]
+    metadata: dict[str, Any]
+    config: Config
+
+
+def save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write tensors and JSON metadata as one safetensors file, whole or not at all."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps({"format_version": FORMAT_VERSION, **metadata})
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(serialize(contiguous, metadata={_METADATA_KEY: text}))
+
+
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read every tensor and the metadata of a file written by `save`.
+
+    Raises:
+        CheckpointError: missing, cut short, a pickle, or not written by this program.
+    """
+    _refuse_foreign(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path} is cut short or damaged: {error}", "Copy it again, or train again; nothing was loaded."
+        ) from None
+    try:
+        metadata = json.loads(header[_METADATA_KEY])
+        version = metadata["format_version"]
+    except (KeyError, ValueError, TypeError):
+        raise CheckpointError(
+            f"{path} was not written by denetdm: its header holds no {_METADATA_KEY!r} entry that can be read",
+            "Give a checkpoint or run folder made by denetdm train-poe or denetdm distill.",
+        ) from None
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has checkpoint format {version}; this program reads format {FORMAT_VERSION}",
+            "Use the denetdm version that wrote it, or a newer one.",
+        )
+    return tensors, metadata
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Load tensors into a module, every one of them and no other.
+
+    Raises:
+        CheckpointError: names the missing, extra and mis-shaped tensors.
+    """
+    expected = module.state_dict()
+    problems = [
+        f"{word}: {_some(names)}"
+        for word, names in (
+            ("missing", sorted(expected.keys() - tensors.keys())),
+            ("extra", sorted(tensors.keys() - expected.keys())),
+            (
+                "wrong shape or type",
+                [_mismatch(name, tensors[name], expected[name]) for name in _shared(expected, tensors)],
+            ),
+        )
+        if any(names)
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{path} does not hold the model it describes; " + "; ".join(problems),
+            "Give an unaltered checkpoint, or the one that belongs to this model.",
+        )
+    module.load_state_dict(dict(tensors))
+
+
+def load_model(path: Path, device: torch.device) -> LoadedModel:
+    """Build the model a checkpoint describes and load its weights.
+
+    Raises:
+        CheckpointError: as `load` and `fill`, or metadata that does not describe a model.
+    """
+    tensors, metadata = load(path)
+    try:
+        config = from_mapping(metadata["config"], f"kept in {path}")
+        shape, classes = tuple(metadata["dataset"]["image_shape"]), len(metadata["dataset"]["class_names"])
+        kind = _MODELS[metadata["stage"]]
+        height, width, channels = shape
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        raise CheckpointError(
+            f"{path} does not describe its model: {error}", "Give an unaltered checkpoint made by denetdm."
+        ) from None
+    model: ProductOfExperts | TargetModel = kind(config.model, (channels, height, width), classes, seed=0)
+    fill(model, tensors, path)
+    model.to(device).eval()
+    return LoadedModel(model, model.predict, metadata, config)
+
+
+def training_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Everything a run needs to go on as if it had never stopped; no generator state, for each epoch has a seed of its own."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+    return tensors
+
+
+def restore_training_state(
+    tensors: Mapping[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer, path: Path
+) -> None:
+    """The inverse of `training_state`.
+
+    Raises:
+        CheckpointError: the file is of another model.
+    """
+    prefix = "model."
+    fill(model, {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}, path)
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if not name.startswith(prefix):
+            _, index, key = name.split(".")
+            state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Tell a missing file, a folder and a pickle apart before anything is parsed."""
+    if path.is_dir() or not path.exists():
+        raise CheckpointError(f"no checkpoint file {path}", "Check the path.")
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        raise CheckpointError(
+            f"{path} is a PyTorch pickle (.th, .pt, .pth), which can run code when it is read, so it was not opened",
+            "Give a .safetensors checkpoint or a run folder made by denetdm. To use weights from elsewhere, save them as "
+            "safetensors where you trust the file; to make a model here, run: denetdm train-poe --dataset coloredmnist",
+        )
+
+
+def _shared(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    return sorted(expected.keys() & found.keys())
+
+
+def _mismatch(name: str, found: Tensor, expected: Tensor) -> str:
+    """Empty where shape and type agree."""
+    if found.shape == expected.shape and found.dtype == expected.dtype:
+        return ""
+    return f"{name} is {_describe(found)}, not {_describe(expected)}"
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+
+
+def _some(names: list[str]) -> str:
+    names = [name for name in names if name]
+    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return ", ".join(names[:_NAMES_SHOWN]) + more

@@ -1,0 +1,312 @@
+"""The commands. Each gathers its options, calls the core and shows the result; heavy imports wait until then."""
+
+import errno
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import typer
+
+from denetdm_cli import __version__
+from denetdm_cli.errors import ConfigError, StorageError, UserError
+
+app = typer.Typer(
+    name="denetdm",
+    help="Train image classifiers that do not lean on shortcuts, without bias labels (DeNetDM, NeurIPS 2024).",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+configs_app = typer.Typer(help="List, print and copy the shipped configurations.", no_args_is_help=True)
+app.add_typer(configs_app, name="configs")
+
+Rule = Literal["last", "valid", "paper"]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one configuration key; may be repeated.")
+]
+DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+DataRootOption = Annotated[str | None, typer.Option(help="Folder of the data sets [default: data].", metavar="DIR")]
+OutOption = Annotated[str | None, typer.Option(help="Where run folders go [default: runs].", metavar="DIR")]
+EpochsOption = Annotated[int | None, typer.Option(help="Epochs of this stage.")]
+BatchSizeOption = Annotated[int | None, typer.Option(help="Images a training step.")]
+SelectOption = Annotated[
+    Rule | None,
+    typer.Option(
+        "--select", help="Epoch to report: last, valid (best on held-out images), paper (SELECTED ON TEST DATA)."
+    ),
+]
+SourceOption = Annotated[
+    Path | None,
+    typer.Option(help="Local copy of the raw images: four MNIST idx files or a torchvision root.", metavar="PATH"),
+]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on from the last completed epoch of a stopped run.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Start anew and delete the run that is there.")]
+
+
+def main() -> NoReturn:
+    """Run the program; a user's mistake ends in two lines and the exit code of its kind, never in a traceback."""
+    try:
+        app()
+    except UserError as error:
+        _fail(error)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        _fail(
+            StorageError(
+                f"cannot write: {error.strerror}{where}",
+                "Free some space or give another folder; nothing was half-written.",
+            )
+        )
+    sys.exit(0)
+
+
+def _fail(error: UserError) -> NoReturn:
+    from denetdm_cli.console import show_error
+
+    show_error(error)
+    sys.exit(error.exit_code)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"denetdm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command("make-data")
+def make_data(
+    dataset: Annotated[str, typer.Argument(help="Name of the data set: coloredmnist.")],
+    ratio: Annotated[list[float] | None, typer.Option(help="Conflict ratio; may be repeated.")] = None,
+    severity: Annotated[int | None, typer.Option(help="1 to 5: the higher, the purer the colours.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the data set.")] = None,
+    source: SourceOption = None,
+    data_root: DataRootOption = None,
+    preview: Annotated[
+        Path | None, typer.Option(help="Draw a labelled contact sheet of the training split.", metavar="FILE.png")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Make it anew, replacing what is there.")] = False,
+) -> None:
+    """Make a biased data set in the layout of LfF and DeNetDM."""
+    from denetdm_cli import config
+    from denetdm_cli.console import say, show_dataset
+    from denetdm_cli.data.catalog import ensure_datasets
+    from denetdm_cli.data.preview import contact_sheet
+
+    path = config.preset_path(dataset)
+    shared = {"dataset.severity": severity, "dataset.seed": seed, "dataset.root": data_root}
+    wanted = [config.load(path, (), {**shared, "dataset.ratio": value}).dataset for value in (ratio or [None])]
+    made = ensure_datasets(wanted, source=source, force=force, say=say)
+    for stored, new in made:
+        show_dataset(stored, new)
+    if preview is not None:
+        stored = made[0][0]
+        contact_sheet(
+            stored.splits["train"],
+            preview,
+            class_names=stored.class_names,
+            bias_names=stored.bias_names,
+            title=f"{stored.path.name}, train",
+        )
+        say(f"contact sheet of {stored.path.name}: {preview}")
+
+
+@app.command("train-poe")
+def train_poe(
+    dataset: Annotated[str | None, typer.Option(help="Preset by name: coloredmnist.", metavar="NAME")] = None,
+    config_file: Annotated[
+        Path | None, typer.Option("--config", help="A YAML file of your own.", metavar="FILE")
+    ] = None,
+    settings: SetOption = None,
+    ratio: Annotated[float | None, typer.Option(help="Conflict ratio of the data set.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of initialisation and data order.")] = None,
+    epochs: EpochsOption = None,
+    batch_size: BatchSizeOption = None,
+    select: SelectOption = None,
+    device: DeviceOption = None,
+    data_root: DataRootOption = None,
+    source: SourceOption = None,
+    out: OutOption = None,
+    resume: ResumeOption = False,
+    force: ForceOption = False,
+) -> None:
+    """Stage 1: train a shallow and a deep branch as a product of experts."""
+    from denetdm_cli import console, stages
+    from denetdm_cli.data.catalog import ensure_datasets
+
+    options = {
+        "dataset.ratio": ratio,
+        "dataset.root": data_root,
+        "seed": seed,
+        "train_poe.epochs": epochs,
+        "train_poe.batch_size": batch_size,
+        "selection": select,
+        "device": device,
+        "out": out,
+    }
+    resolved = _absolute(_load(dataset, config_file, settings, options))
+    ((stored, made),) = ensure_datasets([resolved.dataset], source=source, force=False, say=console.say)
+    console.say(f"data set {stored.path} {'made now' if made else 'is there already'}")
+    finished = _train(stages.train_poe(resolved, stored, resume=resume, force=force))
+    console.show_finished(finished, resolved.selection, f"denetdm distill {_shown(finished.folder.parent)}")
+
+
+@app.command()
+def distill(
+    run: Annotated[Path, typer.Argument(help="Run folder of a finished stage 1.", metavar="RUN")],
+    settings: SetOption = None,
+    epochs: EpochsOption = None,
+    batch_size: BatchSizeOption = None,
+    select: SelectOption = None,
+    teacher: Annotated[Literal["selected", "last"] | None, typer.Option(help="Stage-1 epoch to distil from.")] = None,
+    device: DeviceOption = None,
+    data_root: DataRootOption = None,
+    source: SourceOption = None,
+    out: OutOption = None,
+    resume: ResumeOption = False,
+    force: ForceOption = False,
+) -> None:
+    """Stage 2: distil the target model from a finished stage 1."""
+    from denetdm_cli import config, console, stages
+    from denetdm_cli.data.catalog import ensure_datasets
+    from denetdm_cli.runs import finished_stage_1
+
+    options = {
+        "dataset.root": data_root,
+        "distill.epochs": epochs,
+        "distill.batch_size": batch_size,
+        "distill.teacher": teacher,
+        "selection": select,
+        "device": device,
+        "out": out,
+    }
+    stage_1 = finished_stage_1(run)
+    resolved = _absolute(config.load(stage_1.config_file, settings or (), options))
+    ((stored, made),) = ensure_datasets([resolved.dataset], source=source, force=False, say=console.say)
+    console.say(f"data set {stored.path} {'made now' if made else 'is there already'}")
+    home = stages.run_path(resolved, stored) if out else stage_1.path.parent
+    finished = _train(stages.distill(resolved, stored, stage_1, home, resume=resume, force=force))
+    console.show_finished(finished, resolved.selection, f"denetdm evaluate {_shown(finished.folder)}")
+
+
+@app.command()
+def evaluate(
+    runs: Annotated[list[Path], typer.Argument(help="Checkpoints or run folders.", metavar="CKPT|RUN...")],
+    data: Annotated[Path | None, typer.Option(help="Another data set folder, ours or LfF's.", metavar="DIR")] = None,
+    split: Annotated[
+        Literal["evaluation", "valid", "test", "train"] | None,
+        typer.Option(help="evaluation (all), valid (the tenth kept for selection), test (the rest) or train."),
+    ] = None,
+    select: SelectOption = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    data_root: DataRootOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
+    predictions: Annotated[Path | None, typer.Option(help="Write one row an image.", metavar="FILE.csv")] = None,
+) -> None:
+    """Report accuracies by group; several checkpoints give mean and standard deviation."""
+    from denetdm_cli import console, scoring
+    from denetdm_cli.config import Config
+    from denetdm_cli.data.catalog import ensure_datasets
+    from denetdm_cli.data.store import StoredDataset
+    from denetdm_cli.runtime import resolve_device
+
+    def open_own(config: Config) -> StoredDataset:
+        root = data_root or config.dataset.root
+        wanted = config.dataset.model_copy(update={"root": root})
+        return ensure_datasets([wanted], source=None, force=False, say=console.say)[0][0]
+
+    paths = [scoring.find_checkpoint(run, select) for run in runs]
+    scores = list(scoring.score_all(paths, resolve_device(device), open_own, data=data, part=split))
+    summary = scoring.summarise(scores)
+    if predictions is not None:
+        scoring.write_predictions(predictions, scores)
+        console.say(f"predictions: {predictions}")
+    if as_json:
+        console.show_json({"results": [score.to_json() for score in scores], "summary": summary})
+    else:
+        console.show_scores(scores, summary)
+
+
+@configs_app.command("ls")
+def configs_ls() -> None:
+    """List the shipped configurations."""
+    from denetdm_cli import config
+
+    for name in config.preset_names():
+        typer.echo(name)
+
+
+@configs_app.command("show")
+def configs_show(name: Annotated[str, typer.Argument(help="Name of the configuration.")]) -> None:
+    """Print a shipped configuration."""
+    from denetdm_cli import config
+
+    typer.echo(config.preset_path(name).read_text(encoding="utf-8"), nl=False)
+
+
+@configs_app.command("cp")
+def configs_cp(
+    name: Annotated[str, typer.Argument(help="Name of the configuration.")],
+    destination: Annotated[Path, typer.Argument(help="File to write.", metavar="FILE")],
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+) -> None:
+    """Copy a shipped configuration to a file of your own."""
+    from denetdm_cli import config
+    from denetdm_cli.files import atomic_file
+
+    source = config.preset_path(name)
+    if destination.is_dir():
+        destination = destination / source.name
+    if destination.exists() and not force:
+        raise ConfigError(f"{destination} exists", "Give another name, or --force to replace it.")
+    with atomic_file(destination) as temporary:
+        shutil.copyfile(source, temporary)
+    typer.echo(f"{destination}: use it with denetdm train-poe --config {shlex.quote(str(destination))}")
+
+
+def _load(dataset: str | None, file: Path | None, settings: list[str] | None, options: dict[str, Any]) -> Any:
+    from denetdm_cli import config
+
+    if (dataset is None) == (file is None):
+        raise ConfigError(
+            "give either --dataset NAME or --config FILE",
+            f"Presets: {', '.join(config.preset_names())}. For example: denetdm train-poe --dataset coloredmnist",
+        )
+    path = config.preset_path(dataset) if dataset is not None else file
+    assert path is not None  # noqa: S101 - one of the two is given
+    return config.load(path, settings or (), options)
+
+
+def _absolute(config: Any) -> Any:
+    """Pin relative folders to where the command was run, so that later commands work from anywhere."""
+    dataset = config.dataset.model_copy(update={"root": str(Path(config.dataset.root).expanduser().resolve())})
+    return config.model_copy(update={"dataset": dataset, "out": str(Path(config.out).expanduser().resolve())})
+
+
+def _train(events: Any) -> Any:
+    from denetdm_cli.console import follow, say
+
+    try:
+        return follow(events)
+    except KeyboardInterrupt:
+        again = shlex.join([arg for arg in sys.argv[1:] if arg not in ("--resume", "--force")])
+        say(f"stopped; completed epochs are kept. Go on with: denetdm {again} --resume")
+        raise
+
+
+def _shown(path: Path) -> str:
+    """A path as one would type it here."""
+    here = Path.cwd()
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))

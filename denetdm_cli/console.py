@@ -1,0 +1,266 @@
+"""What a person sees: progress on stderr, results on stdout; plain lines where there is no terminal."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from denetdm_cli.data.store import StoredDataset
+from denetdm_cli.errors import UserError
+from denetdm_cli.evaluation import METRICS
+from denetdm_cli.scoring import Score
+from denetdm_cli.stages import Began, EpochDone, Event, Finished
+from denetdm_cli.training import Progress as StepProgress
+
+_SECONDS_BETWEEN_LINES = 1.0
+_PLAIN_WIDTH = 110
+_PREDICTOR_NAMES = {"product": "product of experts"}
+
+
+def _console(*, stderr: bool) -> Console:
+    """Rich where there is a terminal; elsewhere plain text of a fixed width, without colour or wrapping surprises."""
+    stream = sys.stderr if stderr else sys.stdout
+    if stream.isatty():
+        return Console(stderr=stderr, highlight=False)
+    return Console(stderr=stderr, highlight=False, width=_PLAIN_WIDTH, no_color=True, force_terminal=False)
+
+
+def say(line: str) -> None:
+    """One line of progress or explanation on stderr."""
+    _console(stderr=True).print(line, markup=False, soft_wrap=True)
+
+
+def show_error(error: UserError) -> None:
+    """What is wrong, and what to do, on stderr."""
+    console = _console(stderr=True)
+    console.print(f"[bold red]error:[/] {escape(error.what)}", soft_wrap=True)
+    console.print(f"[bold]what to do:[/] {escape(error.fix)}", soft_wrap=True)
+
+
+def show_json(document: Any) -> None:
+    """One JSON document on stdout."""
+    sys.stdout.write(json.dumps(document, indent=2) + "\n")
+
+
+def follow(events: Iterator[Event]) -> Finished:
+    """Show a stage as it trains, and return its end."""
+    began: Began | None = None
+    view: _Bar | _Lines | None = None
+    try:
+        for event in events:
+            if isinstance(event, Finished):
+                return event
+            if isinstance(event, Began):
+                began = event
+                say(
+                    f"{event.stage}: {event.images:,} images an epoch, epochs {event.first_epoch} to {event.epochs}, into {event.folder}"
+                )
+                view = _Bar(event) if sys.stderr.isatty() else _Lines(event)
+            elif view is not None:
+                view.update(event)
+    finally:
+        if isinstance(view, _Bar):
+            view.close()
+    raise AssertionError(f"the stage ended without a result: {began}")
+
+
+class _Bar:
+    """A live line: bar, loss, accuracies of the branches, images a second, time left."""
+
+    def __init__(self, began: Began) -> None:
+        self._began = began
+        self._loss = self._accuracies = self._rate = ""
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(compact=True),
+            console=_console(stderr=True),
+        )
+        self._total = began.epochs * began.images
+        self._done = (began.first_epoch - 1) * began.images
+        self._task: TaskID = self._progress.add_task(self._title(began.first_epoch), total=self._total, figures="")
+        self._progress.update(self._task, completed=self._done)
+        self._progress.start()
+        self._started = time.perf_counter()
+
+    def update(self, event: StepProgress | EpochDone) -> None:
+        if isinstance(event, StepProgress):
+            epoch, images, self._loss = event.epoch, event.images, f"loss {event.loss:.4f}"
+        else:
+            epoch, images = event.record["epoch"], self._began.images
+            self._loss, self._accuracies = f"loss {event.record['losses']['total']:.4f}", _accuracies(event.record)
+            self._rate = _rate(event.record)
+        figures = "  ".join(part for part in (self._loss, self._accuracies, self._rate) if part)
+        completed = (epoch - 1) * self._began.images + images
+        self._progress.update(self._task, description=self._title(epoch), completed=completed, figures=figures)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+    def _title(self, epoch: int) -> str:
+        return f"{self._began.stage} epoch {epoch}/{self._began.epochs}"
+
+
+class _Lines:
+    """One plain line an epoch, at most one a second; the first and the last are always there."""
+
+    def __init__(self, began: Began) -> None:
+        self._began = began
+        self._started = time.perf_counter()
+        self._told = 0.0
+
+    def update(self, event: StepProgress | EpochDone) -> None:
+        if isinstance(event, StepProgress):
+            return
+        record, now = event.record, time.perf_counter()
+        epoch, began = record["epoch"], self._began
+        if epoch not in (began.first_epoch, began.epochs) and now - self._told < _SECONDS_BETWEEN_LINES:
+            return
+        self._told = now
+        left = (now - self._started) / (epoch - began.first_epoch + 1) * (began.epochs - epoch)
+        say(
+            f"{began.stage} epoch {epoch}/{began.epochs}  loss {record['losses']['total']:.4f}  "
+            f"{_accuracies(record)}  {_rate(record)}  {_duration(left)} left"
+        )
+
+
+def _accuracies(record: Mapping[str, Any]) -> str:
+    """Conflicting and aligned accuracy by predictor, in per cent: what tells whether the branches separate."""
+    parts = [
+        f"{name} {_percent(metrics['conflicting'])}/{_percent(metrics['aligned'])}"
+        for name, metrics in record["evaluation"].items()
+    ]
+    return "conflicting/aligned % " + " ".join(parts)
+
+
+def _rate(record: Mapping[str, Any]) -> str:
+    return f"{record['images'] / record['seconds']:,.0f} images/s"
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.2f}"
+
+
+def show_finished(finished: Finished, rule: str, next_command: str) -> None:
+    """One table for a stage and the next command to type."""
+    results = finished.results
+    kept = results["rules"][rule]
+    if finished.already:
+        say(f"{finished.folder} is finished already; nothing was trained. Start anew with --force.")
+    table = _metrics_table(f"{results['stage']} on {results['dataset']['name']}, seed {results['seed']}")
+    for name, metrics in kept["metrics"].items():
+        _metrics_row(table, name, metrics, results["dataset"])
+    out = _console(stderr=False)
+    out.print(table)
+    out.print(f"{selection_note(kept)} Epoch {kept['epoch']} of {results['epochs']}.", markup=False)
+    out.print(f"Run folder: {finished.folder}", markup=False, soft_wrap=True)
+    out.print(f"Next: {next_command}", markup=False, soft_wrap=True)
+
+
+def selection_note(selection: Mapping[str, Any]) -> str:
+    """In words: which epoch a result is of, and what images picked it."""
+    if selection["selected_on"] is None:
+        return f"Selection rule {selection['rule']}: the last epoch, nothing selected."
+    picked = f"Selection rule {selection['rule']}: best {selection['metric']} on the part {selection['selected_on']!r}"
+    return f"{picked}{', SELECTED ON TEST DATA' if selection['selected_on_test_data'] else ''}."
+
+
+def show_scores(scores: Sequence[Score], summary: Mapping[str, Any]) -> None:
+    """A table a checkpoint with its group matrix, or mean and standard deviation over several."""
+    out = _console(stderr=False)
+    if len(scores) == 1:
+        (score,) = scores
+        names = score.metadata["dataset"]
+        title = f"{score.metadata['stage']}, seed {score.metadata['seed']}, epoch {score.metadata['epoch']}"
+        table = _metrics_table(title)
+        for name, metrics in score.metrics.items():
+            _metrics_row(table, name, metrics, names)
+        out.print(table)
+        _show_provenance(out, score)
+        shipped = next(iter(score.metrics))
+        out.print(_group_table(shipped, score.metrics[shipped]["groups"], names))
+        return
+    table = _metrics_table(f"{scores[0].metadata['stage']}, {len(scores)} checkpoints: mean (standard deviation)")
+    for name, metrics in summary.items():
+        cells = [
+            f"{100 * metrics[key]['mean']:.2f} ({100 * metrics[key]['std']:.2f})" if key in metrics else "-"
+            for key in METRICS
+        ]
+        table.add_row(_PREDICTOR_NAMES.get(name, name), *cells)
+    out.print(table)
+    _show_provenance(out, scores[0])
+    for score in scores:
+        out.print(
+            f"  {score.path}: seed {score.metadata['seed']}, epoch {score.metadata['epoch']}",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def _show_provenance(out: Console, score: Score) -> None:
+    out.print(
+        f"{score.part} part of {score.dataset['path']}, {len(score.predictions.target):,} images. "
+        f"{selection_note(score.metadata['selection'])}",
+        markup=False,
+        soft_wrap=True,
+    )
+    if score.on_selection_data:
+        out.print("These images picked the epoch, so the figures are too good for a test.", markup=False)
+
+
+def show_dataset(dataset: StoredDataset, made: bool) -> None:
+    """Counts of a data set and where it lies."""
+    out = _console(stderr=False)
+    table = Table(title=f"{dataset.path} ({'made now' if made else 'was there already'})", box=box.SIMPLE_HEAD)
+    for column in ("split", "images", "bias-aligned", "bias-conflicting", "conflict ratio", "groups", "smallest group"):
+        table.add_column(column, justify="left" if column == "split" else "right")
+    for name, split in dataset.splits.items():
+        counts = split.group_counts(max(len(dataset.class_names), len(dataset.bias_names)))
+        total, aligned = int(counts.sum()), int(counts.trace())
+        cells = [total, aligned, total - aligned]
+        present = counts[counts > 0]
+        ratio = f"{(total - aligned) / total:.4f}"
+        table.add_row(name, *(f"{cell:,}" for cell in cells), ratio, str(present.size), str(present.min()))
+    out.print(table)
+    out.print(f"Digest {dataset.digest}", markup=False, soft_wrap=True)
+
+
+def _metrics_table(title: str) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD, caption="accuracy in %", caption_justify="right")
+    table.add_column("predictor")
+    for heading in ("unbiased", "accuracy", "aligned", "conflicting", "worst group"):
+        table.add_column(heading, justify="right")
+    return table
+
+
+def _metrics_row(table: Table, name: str, metrics: Mapping[str, Any], names: Mapping[str, Any]) -> None:
+    cells = [_percent(metrics[key]) for key in METRICS]
+    if metrics["worst_group_of"] is not None:
+        target, bias = metrics["worst_group_of"]
+        cells[-1] += f" ({names['class_names'][target]}, {names['bias_names'][bias]})"
+    table.add_row(_PREDICTOR_NAMES.get(name, name), *cells)
+
+
+def _group_table(predictor: str, groups: Sequence[Sequence[float | None]], names: Mapping[str, Any]) -> Table:
+    table = Table(title=f"{predictor}: accuracy by group in %", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
+    table.add_column("target \\ bias")
+    for bias in names["bias_names"]:
+        table.add_column(bias, justify="right", no_wrap=True)
+    for target, row in zip(names["class_names"], groups, strict=True):
+        table.add_row(target, *("-" if share is None else f"{100 * share:.1f}" for share in row))
+    return table

@@ -1,0 +1,78 @@
+"""Batches: the images stay on the device as uint8, and a batch is an index into them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from denetdm_cli.data.store import Split
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a training step or an evaluation reads; B images.
+
+    Attributes:
+        x: (B, 3, H, W) float32, pixel/255.
+        y: (B,) int64, target attribute.
+        bias: (B,) int64, bias attribute; for evaluation, and for methods that say they use it.
+        index: (B,) int64, position in the split.
+    """
+
+    x: Tensor
+    y: Tensor
+    bias: Tensor
+    index: Tensor
+
+
+class Batches:
+    """A split on the device.
+
+    Args:
+        split: images (N, H, W, 3) uint8 with their labels.
+        device: where images and labels are kept and batches are made.
+    """
+
+    def __init__(self, split: Split, device: torch.device) -> None:
+        # Channels first once, here: the networks read CHW, and flattened in that order (paper.md section 3).
+        count, height, width, channels = split.images.shape
+        images = torch.empty((count, channels, height, width), dtype=torch.uint8)
+        for start in range(0, count, 4096):  # piecewise, so that a memory map is never in memory twice
+            block = torch.from_numpy(split.images[start : start + 4096].copy())
+            images[start : start + 4096] = block.permute(0, 3, 1, 2)
+        self.device = device
+        self._images = images.to(device)
+        self._y = torch.from_numpy(split.target.astype("int64")).to(device)
+        self._bias = torch.from_numpy(split.bias.astype("int64")).to(device)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of an image."""
+        channels, height, width = self._images.shape[1:]
+        return channels, height, width
+
+    def take(self, index: Tensor) -> Batch:
+        """The images at `index` (B,) int64 on the device."""
+        return Batch(_to_unit(self._images.index_select(0, index)), self._y[index], self._bias[index], index)
+
+    def in_order(self, size: int) -> Iterator[Batch]:
+        """Every image once, in the order of the split, `size` at a time."""
+        everything = torch.arange(len(self), device=self.device)
+        for index in torch.split(everything, size):
+            rows = slice(int(index[0]), int(index[0]) + len(index))
+            yield Batch(_to_unit(self._images[rows]), self._y[rows], self._bias[rows], index)
+
+    def shuffled(self, size: int, generator: torch.Generator, *, drop_last: bool) -> Iterator[Batch]:
+        """Every image once in random order, `size` at a time; `drop_last` leaves out an incomplete last batch."""
+        order = torch.randperm(len(self), generator=generator).to(self.device)
+        for index in torch.split(order, size):
+            if len(index) == size or not drop_last:
+                yield self.take(index)
+
+
+def _to_unit(images: Tensor) -> Tensor:
+    return images.to(torch.float32).div_(255)

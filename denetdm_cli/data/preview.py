@@ -1,0 +1,108 @@
+"""A picture of what is in a data set, to look at before training on it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from denetdm_cli.data.store import Split
+from denetdm_cli.files import atomic_file
+
+_CELL = 84
+_GAP = 8
+_CAPTION = 18
+_MARGIN = 16
+_SIDE = 132
+_INK = (24, 24, 27)
+_FAINT = (96, 96, 104)
+_PAPER = (255, 255, 255)
+_BAND = (238, 242, 247)
+
+
+def contact_sheet(
+    split: Split, path: Path, *, class_names: Sequence[str], bias_names: Sequence[str], title: str, rows: int = 4
+) -> None:
+    """Write a PNG with a column a class, one row of bias-aligned images and `rows` of bias-conflicting ones.
+
+    The choice is the same for the same split: first images in data-set order, going through the bias values in turn.
+
+    Args:
+        split: the images to choose from.
+        path: the file to write.
+        class_names: one a class, above its column.
+        bias_names: one a bias value, below every image.
+        title: the first line of the sheet.
+        rows: rows of bias-conflicting images.
+    Raises:
+        OSError: the file may not be written.
+    """
+    classes = len(class_names)
+    columns = [[_aligned(split, label), *_conflicting(split, label, classes, rows)] for label in range(classes)]
+    line = _CELL + _CAPTION + _GAP
+    top = _MARGIN + 62
+    header = 28
+    width = 2 * _MARGIN + _SIDE + classes * (_CELL + _GAP)
+    height = top + header + (rows + 1) * line + 2 * _GAP + _MARGIN
+    sheet = Image.new("RGB", (width, height), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((_MARGIN, _MARGIN), title, _INK, font=ImageFont.load_default(22))
+    conflicting = int(np.count_nonzero(split.target != split.bias))
+    draw.text(
+        (_MARGIN, _MARGIN + 31),
+        f"{len(split.images):,} images, {conflicting:,} of them bias-conflicting "
+        f"({conflicting / len(split.images):.2%})",
+        _FAINT,
+        font=ImageFont.load_default(15),
+    )
+    draw.rectangle((0, top + header - 2, width, top + header + line - 2), _BAND)
+    for label, column in enumerate(columns):
+        left = _MARGIN + _SIDE + label * (_CELL + _GAP)
+        _label(draw, left + _CELL // 2, top + 4, class_names[label], 17, _INK)
+        for row in range(rows + 1):
+            upper = top + header + row * line + (_GAP if row else 0) + 3
+            index = column[row] if row < len(column) else None
+            if index is None:
+                draw.rectangle((left, upper, left + _CELL - 1, upper + _CELL - 1), outline=(200, 200, 205))
+                _label(draw, left + _CELL // 2, upper + _CELL // 2 - 8, "none", 13, _FAINT)
+            else:
+                sheet.paste(_thumbnail(split.images[index]), (left, upper))
+                _label(draw, left + _CELL // 2, upper + _CELL + 1, bias_names[split.bias[index]], 13, _FAINT)
+    for row, text in enumerate(["bias-aligned"] + ["bias-conflicting"] * min(rows, 1)):
+        middle = top + header + row * (line + _GAP) + _CELL // 2
+        draw.text((_MARGIN, middle), text, _INK, font=ImageFont.load_default(16), anchor="lm")
+    with atomic_file(path) as temporary:
+        sheet.save(temporary, format="PNG")
+
+
+def _aligned(split: Split, label: int) -> int | None:
+    members = np.flatnonzero((split.target == label) & (split.bias == label))
+    return int(members[0]) if len(members) else None
+
+
+def _conflicting(split: Split, label: int, classes: int, rows: int) -> list[int]:
+    members = np.flatnonzero(split.target == label)
+    values = [(label + step) % classes for step in range(1, classes)]
+    by_value = [members[split.bias[members] == value][:rows].tolist() for value in values]
+    return [indices[turn] for turn in range(rows) for indices in by_value if turn < len(indices)][:rows]
+
+
+def _thumbnail(image: NDArray[np.uint8]) -> Image.Image:
+    height, width = image.shape[:2]
+    enlarge = max(height, width) < _CELL
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    scale = _CELL / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    cell = Image.new("RGB", (_CELL, _CELL), _PAPER)
+    resized = picture.resize(size, Image.Resampling.NEAREST if enlarge else Image.Resampling.LANCZOS)
+    cell.paste(resized, ((_CELL - size[0]) // 2, (_CELL - size[1]) // 2))
+    return cell
+
+
+def _label(draw: ImageDraw.ImageDraw, centre: int, top: int, text: str, size: int, ink: tuple[int, int, int]) -> None:
+    font = ImageFont.load_default(size)
+    shown = text
+    while len(shown) > 1 and draw.textlength(shown, font=font) > _CELL + _GAP - 2:
+        shown = shown.rstrip("…")[:-1] + "…"
+    draw.text((centre, top), shown, ink, font=font, anchor="ma")

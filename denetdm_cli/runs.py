@@ -1,0 +1,166 @@
+"""A run folder: what one stage of one run leaves behind, and the only thing that flows from one command to the next."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from denetdm_cli import config as configuration
+from denetdm_cli.config import SELECTION_RULES, Config, SelectionRule
+from denetdm_cli.errors import CheckpointError
+from denetdm_cli.files import write_text
+
+_MAY_DIFFER = ("device", "out", "dataset.root")
+"""Settings that say where a run happens, not what it computes."""
+
+
+class RunFolder:
+    """The folder of one stage: config.yaml, metrics.jsonl, one checkpoint a selection rule, results.json, and, while it is
+    not finished, resume.safetensors."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_file = path / "config.yaml"
+        self.metrics_file = path / "metrics.jsonl"
+        self.results_file = path / "results.json"
+        self.resume_file = path / "resume.safetensors"
+
+    def checkpoint(self, rule: SelectionRule) -> Path:
+        """The checkpoint a selection rule keeps."""
+        return self.path / f"{rule}.safetensors"
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run was begun here."""
+        return self.config_file.is_file()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return self.results_file.is_file()
+
+    def config(self) -> Config:
+        """The configuration the run was begun with."""
+        return configuration.load(self.config_file)
+
+    def results(self) -> dict[str, Any]:
+        """What a finished run reports.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        try:
+            results: dict[str, Any] = json.loads(self.results_file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise CheckpointError(
+                f"{self.results_file} is damaged: {error}", "Run the command again with --force."
+            ) from None
+        return results
+
+    def claim(self, config: Config, *, resume: bool, force: bool) -> None:
+        """Make the folder ready for a run with this configuration, or refuse.
+
+        Raises:
+            CheckpointError: the folder holds something else, a run with other settings, or a stopped run and neither
+                `resume` nor `force` was asked for; or `resume` was asked for and there is nothing to resume.
+        """
+        if self.path.exists() and not self.exists and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise CheckpointError(
+                f"{self.path} exists and is not a run folder", "Give another --out, or move it out of the way."
+            )
+        if resume and not self.exists:
+            raise CheckpointError(f"nothing to resume in {self.path}", "Leave out --resume to begin a run.")
+        if self.exists and not force:
+            self._require_same_settings(config)
+        if self.finished and not force:
+            return
+        if self.resume_file.exists() and not (resume or force):
+            raise CheckpointError(
+                f"{self.path} holds a run that was stopped before its end",
+                "Go on from its last completed epoch with --resume, or start anew with --force.",
+            )
+        if not (resume and self.resume_file.exists()):
+            self._clear()
+        write_text(self.config_file, config.to_yaml())
+
+    def records(self) -> list[dict[str, Any]]:
+        """The completed epochs, oldest first."""
+        if not self.metrics_file.exists():
+            return []
+        return [json.loads(line) for line in self.metrics_file.read_text(encoding="utf-8").splitlines()]
+
+    def keep_records(self, epochs: int) -> list[dict[str, Any]]:
+        """Drop what was noted of epochs after `epochs` (also a line cut short) and return the rest.
+
+        Raises:
+            CheckpointError: one of the first `epochs` lines is missing or damaged.
+        """
+        lines = (
+            self.metrics_file.read_text(encoding="utf-8").splitlines()[:epochs] if self.metrics_file.exists() else []
+        )
+        try:
+            records = [json.loads(line) for line in lines]
+            if [record["epoch"] for record in records] != list(range(1, epochs + 1)):
+                raise ValueError(f"it does not hold one line for each of the epochs 1 to {epochs}")
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{self.metrics_file} is damaged: {error}", "Start anew with --force.") from None
+        write_text(self.metrics_file, "".join(f"{line}\n" for line in lines))
+        return records
+
+    def add_record(self, record: Mapping[str, Any]) -> None:
+        """Add one completed epoch to metrics.jsonl, on the disk before this returns."""
+        with self.metrics_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def finish(self, results: Mapping[str, Any]) -> None:
+        """Write results.json and drop the state that was only for resuming."""
+        write_text(self.results_file, json.dumps(results, indent=2) + "\n")
+        self.resume_file.unlink(missing_ok=True)
+
+    def _require_same_settings(self, config: Config) -> None:
+        different = [d for d in configuration.differences(config, self.config()) if d[0] not in _MAY_DIFFER]
+        if different:
+            lines = "".join(f"\n  {key}: {theirs!r} there, {ours!r} now" for key, ours, theirs in different)
+            hint = " Every run keeps a checkpoint for each selection rule: give --select to distill or evaluate."
+            raise CheckpointError(
+                f"{self.path} holds a run with other settings:{lines}",
+                "Use the same settings, another --out, or start anew with --force (the run there is deleted)."
+                + (hint if [key for key, _, _ in different] == ["selection"] else ""),
+            )
+
+    def _clear(self) -> None:
+        """Delete the files of a run, and nothing else."""
+        checkpoints = [self.checkpoint(rule) for rule in SELECTION_RULES]
+        # results.json and resume.safetensors first: without them nothing later takes the rest for a whole run.
+        for file in [self.results_file, self.resume_file, self.metrics_file, *checkpoints, self.config_file]:
+            file.unlink(missing_ok=True)
+
+
+def stage_folders(path: Path) -> dict[str, RunFolder]:
+    """The stages begun in a run folder, or the stage that `path` itself is, by folder name."""
+    candidates = [path, *sorted(path.glob("*/"))] if path.is_dir() else []
+    found = {candidate.name: RunFolder(candidate) for candidate in candidates if RunFolder(candidate).exists}
+    return found
+
+
+def finished_stage_1(path: Path) -> RunFolder:
+    """The finished stage 1 in a run folder, or the folder of stage 1 itself.
+
+    Raises:
+        CheckpointError: there is none, or it is not finished.
+    """
+    folder = next((f for f in (RunFolder(path / "train-poe"), RunFolder(path)) if f.exists), None)
+    if folder is None or folder.path.resolve().name != "train-poe":
+        raise CheckpointError(
+            f"{path} holds no stage 1 (no train-poe/config.yaml)",
+            "Give the run folder that denetdm train-poe made, such as runs/<data set>/seed0.",
+        )
+    if not folder.finished:
+        raise CheckpointError(
+            f"stage 1 in {folder.path} is not finished",
+            "Finish it first: the same denetdm train-poe command with --resume.",
+        )
+    return folder

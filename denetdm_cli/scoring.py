@@ -1,0 +1,205 @@
+"""Evaluate checkpoints from their metadata alone, and average over several."""
+
+import csv
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from denetdm_cli import checkpoint
+from denetdm_cli.config import SELECTION_RULES, Config, SelectionRule
+from denetdm_cli.data.batches import Batches
+from denetdm_cli.data.store import Split, StoredDataset, open_dataset, require_groups
+from denetdm_cli.errors import CheckpointError, ConfigError, DataError
+from denetdm_cli.evaluation import METRICS, Predictions, divide, predict
+from denetdm_cli.files import atomic_file
+from denetdm_cli.runs import stage_folders
+from denetdm_cli.runtime import versions
+from denetdm_cli.stages import EVALUATION, require_same_data
+
+PARTS = ("evaluation", "valid", "test", "train")
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one checkpoint does on one part of a data set.
+
+    Attributes:
+        path: the checkpoint.
+        metadata: what it says of itself.
+        part: evaluation, valid, test or train.
+        dataset: the folder and digest of the data.
+        metrics: by predictor, as `evaluation.group_metrics` gives them.
+        predictions: of every image.
+    """
+
+    path: Path
+    metadata: dict[str, Any]
+    part: str
+    dataset: dict[str, str]
+    metrics: dict[str, dict[str, Any]]
+    predictions: Predictions
+    device: str
+
+    @property
+    def on_selection_data(self) -> bool:
+        """Whether the epoch was picked by its result on these very images."""
+        selected_on = self.metadata["selection"]["selected_on"]
+        same_data = self.dataset["digest"] == self.metadata["dataset"]["digest"]
+        return same_data and (selected_on == self.part or {selected_on, self.part} == {"evaluation", "test"})
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the single predictions."""
+        return {
+            "checkpoint": str(self.path),
+            "stage": self.metadata["stage"],
+            "epoch": self.metadata["epoch"],
+            "seed": self.metadata["seed"],
+            "selection": self.metadata["selection"],
+            "evaluated_on": {"split": self.part, "images": len(self.predictions.target), **self.dataset},
+            "selected_on_these_images": self.on_selection_data,
+            "trained_on": self.metadata["dataset"],
+            "trained_with": self.metadata["versions"],
+            "device": self.device,
+            "versions": versions(),
+            "metrics": self.metrics,
+        }
+
+
+def find_checkpoint(path: Path, rule: SelectionRule | None) -> Path:
+    """The checkpoint a path stands for: a file, the folder of a stage, or the folder of a run (its last stage).
+
+    Raises:
+        CheckpointError: there is none, or there are several stages to choose from.
+    """
+    if path.is_file() or path.suffix:
+        if rule is not None and path.stem in SELECTION_RULES and path.stem != rule:
+            raise ConfigError(
+                f"{path} is the checkpoint of the rule {path.stem!r}, and --select asks for {rule!r}",
+                "Leave out --select, or give the run folder.",
+            )
+        return path
+    stages = stage_folders(path)
+    distilled = [name for name in stages if name.startswith("distill")]
+    if len(distilled) > 1:
+        raise CheckpointError(
+            f"{path} holds several stages: {', '.join(stages)}", f"Name one, such as {path / distilled[0]}."
+        )
+    if not stages:
+        raise CheckpointError(
+            f"no checkpoint or run folder {path}", "Give a .safetensors file, or a folder made by train-poe or distill."
+        )
+    folder = stages[distilled[0] if distilled else next(iter(stages))]
+    found = folder.checkpoint(rule or folder.config().selection)
+    if not found.is_file():
+        raise CheckpointError(
+            f"{folder.path} holds no {found.name}: no epoch was completed", "Train it first, or name another run."
+        )
+    return found
+
+
+def score_all(
+    paths: Sequence[Path],
+    device: torch.device,
+    open_own: Callable[[Config], StoredDataset],
+    *,
+    data: Path | None = None,
+    part: str | None = None,
+) -> Iterator[Score]:
+    """Score checkpoints one after the other; a data set that several share is read once.
+
+    Args:
+        paths: checkpoints.
+        device: where to compute.
+        open_own: opens the data set of a configuration.
+        data: another data set to score all of them on.
+        part: which images, one of `PARTS`; by default those that the checkpoint's selection rule reports on.
+    Raises:
+        UserError: a checkpoint or data set is missing, damaged or does not fit.
+    """
+    datasets: dict[Path, StoredDataset] = {}
+    batches: dict[tuple[Path, str], Batches] = {}
+    for path in paths:
+        loaded = checkpoint.load_model(path, device)
+        trained_on = loaded.metadata["dataset"]
+        classes = len(trained_on["class_names"])
+        where = data or Path(trained_on["path"])
+        if where not in datasets:
+            datasets[where] = open_dataset(where, classes=classes) if data else open_own(loaded.config)
+        dataset = datasets[where]
+        if data is None:
+            require_same_data(loaded.metadata, dataset, path)
+        chosen = part or str(loaded.metadata["selection"]["reported_on"])
+        split_name = "train" if chosen == "train" else EVALUATION
+        split = dataset.splits[split_name]
+        _require_fit(split, dataset, path, trained_on)
+        if split_name == EVALUATION:
+            require_groups(split, f"{split_name} of {dataset.path}", classes)
+        if (where, split_name) not in batches:
+            batches[where, split_name] = Batches(split, device)
+        rows = None if chosen == "train" else divide(split.target, split.bias)[chosen]
+        predictions = predict(loaded.model, loaded.predict, batches[where, split_name]).at(rows)
+        yield Score(
+            path=path,
+            metadata=loaded.metadata,
+            part=chosen,
+            dataset={"path": str(dataset.path), "digest": dataset.digest},
+            metrics=predictions.metrics(classes),
+            predictions=predictions,
+            device=str(device),
+        )
+
+
+def summarise(scores: Sequence[Score]) -> dict[str, dict[str, dict[str, float]]]:
+    """Mean and sample standard deviation (n - 1) of every metric over several checkpoints, by predictor.
+
+    Raises:
+        ConfigError: the checkpoints differ in stage, selection rule or the images they were judged on, so that a mean of
+            them would mean nothing.
+    """
+    for name, value in (
+        ("stage", lambda score: score.metadata["stage"]),
+        ("selection rule", lambda score: score.metadata["selection"]["rule"]),
+        ("evaluated part", lambda score: score.part),
+        ("data set", lambda score: score.dataset["digest"][:16]),
+    ):
+        found = sorted({value(score) for score in scores})
+        if len(found) > 1:
+            raise ConfigError(
+                f"no mean over checkpoints of different {name}: {', '.join(found)}",
+                "Evaluate them in separate calls, or make them alike with --select, --split or --data.",
+            )
+    summary: dict[str, dict[str, dict[str, float]]] = {}
+    for predictor in scores[0].metrics:
+        for metric in METRICS:
+            values = [score.metrics[predictor][metric] for score in scores]
+            if None not in values:
+                deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+                summary.setdefault(predictor, {})[metric] = {"mean": float(np.mean(values)), "std": deviation}
+    return summary
+
+
+def write_predictions(path: Path, scores: Sequence[Score]) -> None:
+    """Write one row an image and checkpoint: true labels, and class and confidence by predictor."""
+    predictors = list(scores[0].predictions.predicted)
+    columns = [column for name in predictors for column in (name, f"{name}_confidence")]
+    with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["checkpoint", "index", "target", "bias", *columns])
+        for score in scores:
+            found = score.predictions
+            values = [part[name].tolist() for name in predictors for part in (found.predicted, found.confidence)]
+            rows = zip(found.index.tolist(), found.target.tolist(), found.bias.tolist(), *values, strict=True)
+            writer.writerows((str(score.path), *row) for row in rows)
+
+
+def _require_fit(split: Split, dataset: StoredDataset, path: Path, trained_on: dict[str, Any]) -> None:
+    found, expected = list(split.images.shape[1:]), trained_on["image_shape"]
+    if found != expected:
+        raise DataError(
+            f"{dataset.path} holds images of shape {found}, and {path} was trained on {expected}",
+            "Give a data set of the same image size.",
+        )

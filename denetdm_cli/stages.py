@@ -1,0 +1,372 @@
+"""The two stages from configuration to run folder. They yield events; the console shows them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from denetdm_cli import checkpoint
+from denetdm_cli.config import SELECTION_RULES, Config, SelectionRule, StageConfig, differences
+from denetdm_cli.data.batches import Batches
+from denetdm_cli.data.store import StoredDataset, require_groups
+from denetdm_cli.errors import CheckpointError, ConfigError
+from denetdm_cli.evaluation import Parts, divide, predict
+from denetdm_cli.files import sha256
+from denetdm_cli.methods.base import Method
+from denetdm_cli.methods.distill import Distillation
+from denetdm_cli.methods.poe import ProductOfExpertsTraining
+from denetdm_cli.models.experts import ProductOfExperts, TargetModel
+from denetdm_cli.runs import RunFolder
+from denetdm_cli.runtime import derive_seed, resolve_device, versions
+from denetdm_cli.training import EpochEnd, Progress, fit, make_optimizer
+
+EVALUATION = "valid"
+"""The folder on disk that holds the evaluation split; LfF's layout calls it so."""
+
+REPORTED_ON = {"last": "evaluation", "valid": "test", "paper": "evaluation"}
+"""The part of the evaluation split that the result of a selection rule is reported on."""
+
+SELECTED_ON = {"last": None, "valid": "valid", "paper": "evaluation"}
+"""The part of the evaluation split that a rule selects on; `paper` selects on the very images it reports."""
+
+_FREE_IN_STAGE_2 = ("distill.", "model.target.", "selection", "device", "out", "dataset.root")
+
+
+@dataclass(frozen=True)
+class Began:
+    """A stage is about to train `images` images an epoch, from `first_epoch` to `epochs`, writing to `folder`."""
+
+    stage: str
+    folder: Path
+    first_epoch: int
+    epochs: int
+    images: int
+
+
+@dataclass(frozen=True)
+class EpochDone:
+    """An epoch was trained, evaluated and written; `record` is its line in metrics.jsonl."""
+
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The stage is complete; `results` is its results.json, `already` whether it had been before."""
+
+    folder: Path
+    results: dict[str, Any]
+    already: bool
+
+
+Event = Began | Progress | EpochDone | Finished
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The evaluation split on the device, and the parts it is divided into.
+
+    Attributes:
+        batches: every image of the split.
+        classes: number of classes and of bias values.
+        parts: as `evaluation.divide` gives them.
+    """
+
+    batches: Batches
+    classes: int
+    parts: Parts
+
+    @staticmethod
+    def of(dataset: StoredDataset, classes: int, device: torch.device) -> "Evaluation":
+        """Bring the evaluation split of a data set to the device.
+
+        Raises:
+            DataError: a group has no image.
+        """
+        split = dataset.splits[EVALUATION]
+        require_groups(split, f"{EVALUATION} of {dataset.path}", classes)
+        return Evaluation(Batches(split, device), classes, divide(split.target, split.bias))
+
+    def measure(self, method: Method) -> dict[str, dict[str, dict[str, Any]]]:
+        """Metrics by part and predictor, in one pass."""
+        predictions = predict(method.model, method.predict, self.batches)
+        return {part: predictions.at(rows).metrics(self.classes) for part, rows in self.parts.items()}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage, ready to train.
+
+    Attributes:
+        name: train-poe or distill.
+        folder: claimed for `config`.
+        method: on the device of `train` and `evaluation`.
+        config: of the whole run; `settings` is the part that is this stage's.
+        facts: what every result and checkpoint of the stage says besides.
+    """
+
+    name: str
+    folder: RunFolder
+    method: Method
+    train: Batches
+    evaluation: Evaluation
+    config: Config
+    settings: StageConfig
+    selection_metric: str
+    facts: dict[str, Any]
+
+
+def run_path(config: Config, dataset: StoredDataset) -> Path:
+    """The folder of both stages of a run: `<out>/<data set and its settings>/seed<k>`."""
+    return Path(config.out) / dataset.path.name / f"seed{config.seed}"
+
+
+def train_poe(config: Config, dataset: StoredDataset, *, resume: bool = False, force: bool = False) -> Iterator[Event]:
+    """Stage 1, into the folder `train-poe` of the run.
+
+    Raises:
+        UserError: whatever keeps it from running.
+    """
+    device = resolve_device(config.device)
+    _require_full_batch(config.train_poe, "train_poe", dataset)
+    evaluation = Evaluation.of(dataset, len(dataset.class_names), device)
+    folder = RunFolder(run_path(config, dataset) / "train-poe")
+    folder.claim(config, resume=resume, force=force)
+    if folder.finished:
+        yield Finished(folder.path, folder.results(), already=True)
+        return
+    train = Batches(dataset.splits["train"], device)
+    model = ProductOfExperts(config.model, train.shape, len(dataset.class_names), config.seed).to(device)
+    yield from _run(
+        Stage(
+            name="train-poe",
+            folder=folder,
+            method=ProductOfExpertsTraining(model),
+            train=train,
+            evaluation=evaluation,
+            config=config,
+            settings=config.train_poe,
+            selection_metric=config.train_poe.selection_metric,
+            facts={"dataset": _describe(dataset)},
+        )
+    )
+
+
+def distill(
+    config: Config,
+    dataset: StoredDataset,
+    teacher_folder: RunFolder,
+    out: Path,
+    *,
+    resume: bool = False,
+    force: bool = False,
+) -> Iterator[Event]:
+    """Stage 2, into the folder `distill` of `out` (`distill-from-<rule>` where the teacher is not the last epoch's).
+
+    Args:
+        config: that of stage 1, but for what is stage 2's own.
+        dataset: the one stage 1 was trained on.
+        teacher_folder: the finished stage 1.
+        out: the folder of the run.
+        resume: go on from the last completed epoch.
+        force: start anew.
+    Raises:
+        UserError: whatever keeps it from running.
+    """
+    device = resolve_device(config.device)
+    _require_same_stage_1(config, teacher_folder)
+    _require_full_batch(config.distill, "distill", dataset)
+    rule: SelectionRule = config.selection if config.distill.teacher == "selected" else "last"
+    path = teacher_folder.checkpoint(rule)
+    loaded = checkpoint.load_model(path, device)
+    if not isinstance(loaded.model, ProductOfExperts):
+        raise CheckpointError(f"{path} is not a stage-1 checkpoint", "Give a run folder made by denetdm train-poe.")
+    require_same_data(loaded.metadata, dataset, path)
+    teacher = {"rule": rule, "epoch": loaded.metadata["epoch"], "sha256": sha256(path)}
+
+    evaluation = Evaluation.of(dataset, len(dataset.class_names), device)
+    folder = RunFolder(out / ("distill" if rule == "last" else f"distill-from-{rule}"))
+    folder.claim(config, resume=resume, force=force)
+    if folder.finished:
+        yield Finished(folder.path, folder.results(), already=True)
+        return
+    train = Batches(dataset.splits["train"], device)
+    model = TargetModel(config.model, train.shape, len(dataset.class_names), config.seed)
+    model.start_from(loaded.model.to("cpu"))
+    method = Distillation(model.to(device), loaded.model.to(device), config.distill)
+    method.precompute(train)
+    yield from _run(
+        Stage(
+            name="distill",
+            folder=folder,
+            method=method,
+            train=train,
+            evaluation=evaluation,
+            config=config,
+            settings=config.distill,
+            selection_metric=config.distill.selection_metric,
+            facts={"dataset": _describe(dataset), "teacher": teacher},
+        )
+    )
+
+
+def require_same_data(metadata: dict[str, Any], dataset: StoredDataset, path: Path) -> None:
+    """Refuse a data set that is not the one a checkpoint was trained on.
+
+    Raises:
+        DataError: the digests differ.
+    """
+    trained_on = metadata["dataset"]["digest"]
+    if dataset.digest != trained_on:
+        raise CheckpointError(
+            f"{path} was trained on other data than {dataset.path} holds: digest {trained_on[:16]} there, {dataset.digest[:16]} here",
+            "Give the data set it was trained on with --data-root; to evaluate on another one on purpose, use evaluate --data DIR.",
+        )
+
+
+def _run(stage: Stage) -> Iterator[Event]:
+    folder, method = stage.folder, stage.method
+    optimizer = make_optimizer(method, stage.settings)
+    completed = _restore(stage, optimizer)
+    records = folder.keep_records(completed)
+    yield Began(stage.name, folder.path, completed + 1, stage.settings.epochs, len(stage.train))
+    seed = derive_seed(stage.config.seed, stage.name)
+    for event in fit(method, stage.train, stage.settings, optimizer, seed=seed, first_epoch=completed + 1):
+        if isinstance(event, Progress):
+            yield event
+            continue
+        measured = stage.evaluation.measure(method)
+        record = _record(event, measured)
+        records.append(record)
+        # The order matters to a run that is killed in between: whatever is written before the resume state is made again,
+        # equal to the last bit, when the epoch is run again.
+        folder.add_record(record)
+        for rule in SELECTION_RULES:
+            if _is_best(records, rule, stage.selection_metric):
+                tensors = method.model.state_dict()
+                checkpoint.save(folder.checkpoint(rule), tensors, _metadata(stage, rule, event.epoch, measured))
+        state = checkpoint.training_state(method.model, optimizer)
+        checkpoint.save(folder.resume_file, state, {"epoch": event.epoch, **_origin(stage)})
+        yield EpochDone(record)
+    results = _results(stage, records)
+    folder.finish(results)
+    yield Finished(folder.path, results, already=False)
+
+
+def _restore(stage: Stage, optimizer: torch.optim.Optimizer) -> int:
+    """Load the state of a stopped run, if there is one, and return its completed epochs."""
+    path = stage.folder.resume_file
+    if not path.exists():
+        return 0
+    tensors, metadata = checkpoint.load(path)
+    for name, now in _origin(stage).items():
+        if metadata.get(name) != now:
+            raise CheckpointError(
+                f"{path}: the run was begun with another {name}: {metadata.get(name)} there, {now} now",
+                "Bring back what it was begun with, or start anew with --force.",
+            )
+    checkpoint.restore_training_state(tensors, stage.method.model, optimizer, path)
+    return int(metadata["epoch"])
+
+
+def _origin(stage: Stage) -> dict[str, Any]:
+    """Digests of what a run is made from; they may not change between stop and resume."""
+    teacher = stage.facts.get("teacher")
+    return {"data set": stage.facts["dataset"]["digest"], "teacher": teacher and teacher["sha256"]}
+
+
+def _record(event: EpochEnd, measured: dict[str, dict[str, dict[str, Any]]]) -> dict[str, Any]:
+    """A line of metrics.jsonl: everything measured but for the group tables."""
+    accuracies = {
+        part: {name: {k: v for k, v in metrics.items() if k != "groups"} for name, metrics in predictors.items()}
+        for part, predictors in measured.items()
+    }
+    return {
+        "epoch": event.epoch,
+        "losses": event.losses,
+        **accuracies,
+        "seconds": event.seconds,
+        "images": event.images,
+    }
+
+
+def _is_best(records: list[dict[str, Any]], rule: SelectionRule, metric: str) -> bool:
+    """Whether the newest epoch is the one the rule keeps so far; of equal ones it keeps the first."""
+    part = SELECTED_ON[rule]
+    if part is None:
+        return True
+    predictor, name = metric.split(".")
+    *before, now = [record[part][predictor][name] for record in records]
+    return all(now > value for value in before)
+
+
+def _metadata(stage: Stage, rule: SelectionRule, epoch: int, measured: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What a checkpoint says of itself. No time of day, so that equal runs write equal bytes."""
+    selected_on = SELECTED_ON[rule]
+    return {
+        "stage": stage.name,
+        "epoch": epoch,
+        "selection": {
+            "rule": rule,
+            "metric": None if selected_on is None else stage.selection_metric,
+            "selected_on": selected_on,
+            "reported_on": REPORTED_ON[rule],
+            "selected_on_test_data": selected_on == REPORTED_ON[rule],
+            "used_bias_labels": selected_on is not None and not stage.selection_metric.endswith(".accuracy"),
+        },
+        "metrics": measured[REPORTED_ON[rule]],
+        "seed": stage.config.seed,
+        "device": str(stage.train.device),
+        "versions": versions(),
+        **stage.facts,
+        "config": stage.config.model_dump(mode="json"),
+    }
+
+
+def _results(stage: Stage, records: list[dict[str, Any]]) -> dict[str, Any]:
+    """results.json, put together from the checkpoints' own metadata."""
+    kept = {rule: checkpoint.load(stage.folder.checkpoint(rule))[1] for rule in SELECTION_RULES}
+    shared = {key: value for key, value in kept["last"].items() if key not in ("selection", "metrics", "epoch")}
+    return {
+        **shared,
+        "selection": stage.config.selection,
+        "epochs": len(records),
+        "training_seconds": sum(record["seconds"] for record in records),
+        "rules": {
+            rule: {"epoch": metadata["epoch"], **metadata["selection"], "metrics": metadata["metrics"]}
+            for rule, metadata in kept.items()
+        },
+    }
+
+
+def _require_full_batch(settings: StageConfig, section: str, dataset: StoredDataset) -> None:
+    images = len(dataset.splits["train"].target)
+    if settings.batch_size > images:
+        raise ConfigError(
+            f"{section}.batch_size: {settings.batch_size} is larger than the training split, which has {images} images",
+            "Give a smaller --batch-size.",
+        )
+
+
+def _require_same_stage_1(config: Config, teacher: RunFolder) -> None:
+    fixed = [d for d in differences(config, teacher.config()) if not d[0].startswith(_FREE_IN_STAGE_2)]
+    if fixed:
+        lines = "".join(f"\n  {key}: {theirs!r} in stage 1, {ours!r} now" for key, ours, theirs in fixed)
+        raise ConfigError(
+            f"these settings were fixed when stage 1 was trained in {teacher.path}:{lines}",
+            "Leave them out here, or train stage 1 with them first.",
+        )
+
+
+def _describe(dataset: StoredDataset) -> dict[str, Any]:
+    return {
+        "name": dataset.path.name,
+        "path": str(dataset.path),
+        "digest": dataset.digest,
+        "recipe": dict(dataset.manifest.recipe) if dataset.manifest else None,
+        "image_shape": list(dataset.splits["train"].images.shape[1:]),
+        "class_names": list(dataset.class_names),
+        "bias_names": list(dataset.bias_names),
+    }

@@ -1,0 +1,34 @@
+"""Data that several tests share."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from denetdm_cli.data.sources import Mnist
+
+
+@pytest.fixture(scope="session")
+def mnist_dir() -> Path:
+    """The folder with the four real idx.gz files; tests that need them are skipped where it is not."""
+    data = Path(os.environ.get("DENETDM_TEST_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
+    folder = data / "mnist"
+    if not (folder / "train-images-idx3-ubyte.gz").is_file():
+        pytest.skip(f"no real MNIST in {folder} (set DENETDM_TEST_DATA to the folder that holds mnist/)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_mnist() -> Mnist:
+    """400 training and 300 test images of 6x5 pixels, the classes in turn, the same bytes everywhere."""
+
+    def images(count: int) -> np.ndarray:
+        values = np.arange(count * 30, dtype=np.int64)
+        grey = values * values * 7919 % 65521 % 256
+        return np.where(values % 3 == 0, 0, grey).astype(np.uint8).reshape(count, 6, 5)
+
+    def labels(count: int) -> np.ndarray:
+        return (np.arange(count) * 7 % 10).astype(np.uint8)
+
+    return Mnist(images(400), labels(400), images(300)[::-1].copy(), labels(300))
