@@ -15,6 +15,7 @@ from denetdm_cli.config import Config, from_mapping
 from denetdm_cli.errors import CheckpointError, ConfigError
 from denetdm_cli.files import atomic_file
 from denetdm_cli.models.experts import ProductOfExperts, TargetModel
+from denetdm_cli.optimizer import Adam
 
 FORMAT_VERSION = 1
 _METADATA_KEY = "denetdm"
@@ -78,33 +79,6 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, metadata
 
 
-def fill(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Load tensors into a module, every one of them and no other.
-
-    Raises:
-        CheckpointError: names the missing, extra and mis-shaped tensors.
-    """
-    expected = module.state_dict()
-    problems = [
-        f"{word}: {_some(names)}"
-        for word, names in (
-            ("missing", sorted(expected.keys() - tensors.keys())),
-            ("extra", sorted(tensors.keys() - expected.keys())),
-            (
-                "wrong shape or type",
-                [_mismatch(name, tensors[name], expected[name]) for name in _shared(expected, tensors)],
-            ),
-        )
-        if any(names)
-    ]
-    if problems:
-        raise CheckpointError(
-            f"{path} does not hold the model it describes; " + "; ".join(problems),
-            "Give an unaltered checkpoint, or the one that belongs to this model.",
-        )
-    module.load_state_dict(dict(tensors))
-
-
 def load_model(path: Path, device: torch.device) -> LoadedModel:
     """Build the model a checkpoint describes and load its weights.
 
@@ -127,30 +101,35 @@ def load_model(path: Path, device: torch.device) -> LoadedModel:
     return LoadedModel(model, model.predict, metadata, config)
 
 
-def training_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Everything a run needs to go on as if it had never stopped; no generator state, for each epoch has a seed of its own."""
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
-    return tensors
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Load tensors into a module, every one of them and no other.
+
+    Raises:
+        CheckpointError: names the missing, extra and mis-shaped tensors.
+    """
+    _require_same(module.state_dict(), tensors, path)
+    module.load_state_dict(dict(tensors))
 
 
-def restore_training_state(
-    tensors: Mapping[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer, path: Path
-) -> None:
+def training_state(model: nn.Module, optimizer: Adam) -> dict[str, Tensor]:
+    """Everything a run needs to go on as if it had never stopped; no generator state, for each epoch has its own seed."""
+    return {
+        **{f"model.{name}": tensor for name, tensor in model.state_dict().items()},
+        **{f"optimizer.{name}": tensor for name, tensor in optimizer.state().items()},
+    }
+
+
+def restore_training_state(tensors: Mapping[str, Tensor], model: nn.Module, optimizer: Adam, path: Path) -> None:
     """The inverse of `training_state`.
 
     Raises:
         CheckpointError: the file is of another model.
     """
-    prefix = "model."
-    fill(model, {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}, path)
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if not name.startswith(prefix):
-            _, index, key = name.split(".")
-            state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    _require_same(training_state(model, optimizer), tensors, path)
+    model.load_state_dict({name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")})
+    optimizer.load_state(
+        {name.removeprefix("optimizer."): t for name, t in tensors.items() if name.startswith("optimizer.")}
+    )
 
 
 def _refuse_foreign(path: Path) -> None:
@@ -167,8 +146,19 @@ def _refuse_foreign(path: Path) -> None:
         )
 
 
-def _shared(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
-    return sorted(expected.keys() & found.keys())
+def _require_same(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:
+    shared = sorted(expected.keys() & found.keys())
+    differences = {
+        "missing": sorted(expected.keys() - found.keys()),
+        "extra": sorted(found.keys() - expected.keys()),
+        "of another shape or type": [_mismatch(name, found[name], expected[name]) for name in shared],
+    }
+    problems = [f"{word}: {_some(names)}" for word, names in differences.items() if any(names)]
+    if problems:
+        raise CheckpointError(
+            f"{path} does not hold the tensors of its model; {'; '.join(problems)}",
+            "Give an unaltered checkpoint, or the one that belongs to this model.",
+        )
 
 
 def _mismatch(name: str, found: Tensor, expected: Tensor) -> str:

@@ -107,7 +107,9 @@ def make_data(
 
     path = config.preset_path(dataset)
     shared = {"dataset.severity": severity, "dataset.seed": seed, "dataset.root": data_root}
-    wanted = [config.load(path, (), {**shared, "dataset.ratio": value}).dataset for value in (ratio or [None])]
+    wanted = [
+        config.load(path, (), {**shared, "dataset.ratio": value}).dataset for value in (ratio if ratio else (None,))
+    ]
     made = ensure_datasets(wanted, source=source, force=force, say=say)
     for stored, new in made:
         show_dataset(stored, new)

@@ -114,7 +114,7 @@ def group_metrics(
         "conflicting": _mean(share[present & ~diagonal]),
         "worst_group": None if worst is None else float(share[worst]),
         "worst_group_of": None if worst is None else [worst // classes, worst % classes],
-        "groups": np.where(present, share.astype(object), None).reshape(classes, classes).tolist(),
+        "groups": [[None if np.isnan(s) else s for s in row] for row in share.reshape(classes, classes).tolist()],
     }
 
 

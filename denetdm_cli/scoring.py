@@ -160,16 +160,16 @@ def summarise(scores: Sequence[Score]) -> dict[str, dict[str, dict[str, float]]]
         ConfigError: the checkpoints differ in stage, selection rule or the images they were judged on, so that a mean of
             them would mean nothing.
     """
-    for name, value in (
-        ("stage", lambda score: score.metadata["stage"]),
-        ("selection rule", lambda score: score.metadata["selection"]["rule"]),
-        ("evaluated part", lambda score: score.part),
-        ("data set", lambda score: score.dataset["digest"][:16]),
-    ):
-        found = sorted({value(score) for score in scores})
+    alike: dict[str, set[str]] = {
+        "stage": {score.metadata["stage"] for score in scores},
+        "selection rule": {score.metadata["selection"]["rule"] for score in scores},
+        "evaluated part": {score.part for score in scores},
+        "data set": {score.dataset["digest"][:16] for score in scores},
+    }
+    for name, found in alike.items():
         if len(found) > 1:
             raise ConfigError(
-                f"no mean over checkpoints of different {name}: {', '.join(found)}",
+                f"no mean over checkpoints of different {name}: {', '.join(sorted(found))}",
                 "Evaluate them in separate calls, or make them alike with --select, --split or --data.",
             )
     summary: dict[str, dict[str, dict[str, float]]] = {}

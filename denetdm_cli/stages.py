@@ -18,6 +18,7 @@ from denetdm_cli.methods.base import Method
 from denetdm_cli.methods.distill import Distillation
 from denetdm_cli.methods.poe import ProductOfExpertsTraining
 from denetdm_cli.models.experts import ProductOfExperts, TargetModel
+from denetdm_cli.optimizer import Adam
 from denetdm_cli.runs import RunFolder
 from denetdm_cli.runtime import derive_seed, resolve_device, versions
 from denetdm_cli.training import EpochEnd, Progress, fit, make_optimizer
@@ -255,7 +256,7 @@ def _run(stage: Stage) -> Iterator[Event]:
     yield Finished(folder.path, results, already=False)
 
 
-def _restore(stage: Stage, optimizer: torch.optim.Optimizer) -> int:
+def _restore(stage: Stage, optimizer: Adam) -> int:
     """Load the state of a stopped run, if there is one, and return its completed epochs."""
     path = stage.folder.resume_file
     if not path.exists():

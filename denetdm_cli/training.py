@@ -10,6 +10,7 @@ from denetdm_cli.config import StageConfig
 from denetdm_cli.data.batches import Batches
 from denetdm_cli.errors import NumericError
 from denetdm_cli.methods.base import Method
+from denetdm_cli.optimizer import Adam
 from denetdm_cli.runtime import generator
 
 _SECONDS_BETWEEN_EVENTS = 0.2
@@ -47,17 +48,17 @@ class EpochEnd:
     seconds: float
 
 
-def make_optimizer(method: Method, stage: StageConfig) -> torch.optim.Optimizer:
-    """Adam with coupled weight decay over everything that is not frozen (paper.md section 4)."""
-    trainable = [parameter for parameter in method.model.parameters() if parameter.requires_grad]
-    return torch.optim.Adam(trainable, lr=stage.learning_rate, weight_decay=stage.weight_decay, fused=True)
+def make_optimizer(method: Method, stage: StageConfig) -> Adam:
+    """Adam over everything that is not frozen (paper.md section 4)."""
+    trainable = (parameter for parameter in method.model.parameters() if parameter.requires_grad)
+    return Adam(trainable, stage.learning_rate, stage.weight_decay)
 
 
 def fit(
     method: Method,
     batches: Batches,
     stage: StageConfig,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Adam,
     *,
     seed: int,
     first_epoch: int = 1,
@@ -78,50 +79,50 @@ def _epoch(
     method: Method,
     batches: Batches,
     stage: StageConfig,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Adam,
     order: torch.Generator,
     epoch: int,
 ) -> Iterator[Progress | EpochEnd]:
     began = told = time.perf_counter()
-    images = step = 0
+    images = 0
     names: list[str] = []
-    history: torch.Tensor | None = (
-        None  # (steps, terms), kept on the device: reading a loss at every step would wait for it
-    )
     sizes: list[int] = []
+    history: list[torch.Tensor] = []  # of every step, on the device: reading a loss at every step would wait for it
+    checked = 0
     for batch in batches.shuffled(stage.batch_size, order, drop_last=stage.drop_last):
         terms = method.losses(batch)
-        values = torch.stack(list(terms.values()))
-        optimizer.zero_grad(set_to_none=True)
-        values.sum().backward()  # type: ignore[no-untyped-call]
+        optimizer.zero_grad()
+        torch.autograd.backward(list(terms.values()))  # the gradient of their sum
         optimizer.step()
 
-        if history is None:
-            names = list(terms)
-            history = values.new_zeros((-(-len(batches) // stage.batch_size), len(names)))
-        history[step] = values.detach()
+        names = list(terms)
         sizes.append(len(batch.y))
+        history.extend(term.detach() for term in terms.values())
         images += len(batch.y)
-        step += 1
         if time.perf_counter() - told > _SECONDS_BETWEEN_EVENTS:
-            _require_finite(history[:step], names, epoch)
-            yield Progress(epoch, images, float(history[step - 1].sum()))
+            newest = _finite(history[checked:], names, epoch, checked)
+            checked = len(history)
+            yield Progress(epoch, images, float(newest[-1].sum()))
             told = time.perf_counter()
-    assert history is not None  # noqa: S101 - the caller refuses a batch larger than the data
-    _require_finite(history[:step], names, epoch)
-    weights = torch.tensor(sizes, dtype=torch.float64) / images
-    means = (history[:step].cpu().to(torch.float64) * weights[:, None]).sum(dim=0).tolist()
-    losses = {**dict(zip(names, means, strict=True)), "total": sum(means)}
-    yield EpochEnd(epoch, losses, images, time.perf_counter() - began)
+    losses = _finite(history, names, epoch, 0)
+    means = (losses.T @ torch.tensor(sizes, dtype=torch.float64) / images).tolist()
+    by_name = {**dict(zip(names, means, strict=True)), "total": sum(means)}
+    yield EpochEnd(epoch, by_name, images, time.perf_counter() - began)
 
 
-def _require_finite(history: torch.Tensor, names: list[str], epoch: int) -> None:
-    finite = history.isfinite()
-    if bool(finite.all()):
-        return
-    step, term = torch.nonzero(~finite)[0].tolist()
+def _finite(history: list[torch.Tensor], names: list[str], epoch: int, skipped: int) -> torch.Tensor:
+    """The losses as a (steps, terms) float64 table on the CPU.
+
+    Raises:
+        NumericError: one is not finite; `skipped` losses came before the first.
+    """
+    losses = torch.stack(history).to("cpu", torch.float64).view(-1, len(names))
+    if bool(losses.isfinite().all()):
+        return losses
+    step, term = torch.nonzero(~losses.isfinite())[0].tolist()
     raise NumericError(
-        f"the loss {names[term]!r} became {float(history[step, term])} in epoch {epoch}, step {step + 1}",
+        f"the loss {names[term]!r} became {float(losses[step, term])} in epoch {epoch}, "
+        f"step {skipped // len(names) + step + 1}",
         "The last completed epoch is kept. Lower the learning rate (--set train_poe.learning_rate=... or "
         "distill.learning_rate=...) and start anew with --force.",
     )

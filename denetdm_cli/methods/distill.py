@@ -46,7 +46,7 @@ class Distillation:
         return terms
 
     def predict(self, x: Tensor) -> dict[str, Tensor]:
-        """Logits of target, deep and product, all under the target's head."""
+        """Logits of the target model."""
         return self.model.predict(x)
 
     @torch.no_grad()

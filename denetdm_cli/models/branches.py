@@ -1,6 +1,10 @@
 """The branches by name. Depth is the paper's variable, so it is a parameter."""
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from denetdm_cli.config import BranchConfig
 
@@ -20,14 +24,49 @@ class MLP(nn.Module):
         super().__init__()
         self.out_features = width
         sizes = [in_features] + [width] * (depth - 1)
-        self.layers = nn.Sequential()
-        for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True):
-            self.layers.extend([nn.Linear(inputs, outputs), nn.ReLU()])
+        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in zip(sizes[:-1], sizes[1:], strict=True))
 
     def forward(self, x: Tensor) -> Tensor:
         """Features (B, width) of images (B, C, H, W) float32."""
-        features: Tensor = self.layers(x.flatten(1))
+        features = x.flatten(1)
+        if torch.is_grad_enabled():
+            return _linear_relu_layers(features, *self.layers.parameters())  # weight, bias, weight, bias, ...
+        for layer in self.layers:
+            features = layer(features).relu_()
         return features
+
+
+class _LinearReluLayers(torch.autograd.Function):
+    """Linear layers with ReLU as one step of autograd, which at these sizes costs as much as the small matrix products.
+
+    The images get no gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
+        outputs = [x]
+        for weight, bias in zip(parameters[::2], parameters[1::2], strict=True):
+            outputs.append(torch.addmm(bias, outputs[-1], weight.t()).relu_())
+        ctx.save_for_backward(*outputs, *parameters[::2])
+        return outputs[-1]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        layers = len(ctx.saved_tensors) // 2
+        outputs, weights = ctx.saved_tensors[: layers + 1], ctx.saved_tensors[layers + 1 :]
+        gradients: list[Tensor] = []
+        for layer in reversed(range(layers)):
+            gradient = torch.ops.aten.threshold_backward(gradient, outputs[layer + 1], 0)
+            gradients[:0] = [gradient.t() @ outputs[layer], gradient.sum(dim=0)]
+            if layer:
+                gradient = gradient @ weights[layer]
+        return (None, *gradients)
+
+
+def _linear_relu_layers(x: Tensor, *parameters: Tensor) -> Tensor:
+    result: Tensor = _LinearReluLayers.apply(x, *parameters)
+    return result
 
 
 def build_branch(config: BranchConfig, image_shape: tuple[int, int, int]) -> MLP:

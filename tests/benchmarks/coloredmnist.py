@@ -9,8 +9,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -22,7 +23,7 @@ from denetdm_cli.runs import finished_stage_1
 from denetdm_cli.stages import EpochDone
 
 STEPS = 937
-EPOCHS = 4
+EPOCHS = 8
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -39,17 +40,20 @@ def bare_products() -> None:
         torch.mm(x.T, grad)
 
 
-def epochs(events: object) -> list[float]:
-    """Wall time of each epoch of a stage with its evaluation and its checkpoints."""
-    times, before = [], time.perf_counter()
-    for event in events:  # type: ignore[attr-defined]
-        if isinstance(event, stages.Began):
-            before = time.perf_counter()
-        elif isinstance(event, EpochDone):
-            now = time.perf_counter()
-            times.append(now - before)
-            before = now
-    return times
+def measure(name: str, events: Iterator[stages.Event]) -> None:
+    """Print the wall time of each epoch with its evaluation and checkpoints beside G, measured around every epoch."""
+    times, units, last = [], [seconds(bare_products)], 0.0
+    for event in events:
+        if isinstance(event, EpochDone):
+            times.append(time.perf_counter() - last)
+            units.append(seconds(bare_products))
+        if isinstance(event, EpochDone | stages.Began):
+            last = time.perf_counter()
+    ratios = [t / (before + after) * 2 for t, before, after in zip(times, units[:-1], units[1:], strict=True)]
+    print(f"{name} epoch with evaluation: best {min(times):.2f} s, median {median(times):.2f} s; G {min(units):.2f} s")
+    print(
+        f"  in units of G: best {min(ratios):.2f}, median {median(ratios):.2f}; {min(times) / min(units):.2f} best by best"
+    )
 
 
 def main() -> None:
@@ -67,21 +71,19 @@ def main() -> None:
         )
         print(f"make-data, one ratio, 70,000 images, source read: {making:.2f} s")
         preset = config.preset_path("coloredmnist")
-        options = {"dataset.root": str(root), "out": str(root / "runs"), "train_poe.epochs": EPOCHS, "distill.epochs": EPOCHS}
+        options = {
+            "dataset.root": str(root),
+            "out": str(root / "runs"),
+            "train_poe.epochs": EPOCHS,
+            "distill.epochs": EPOCHS,
+        }
         resolved = config.load(preset, (), {**options, "device": "cpu"})
         ((dataset, _),) = ensure_datasets([resolved.dataset], source=arguments.source, force=False, say=print)
 
         bare_products()
-        before = min(seconds(bare_products) for _ in range(3))
-        stage_1 = epochs(stages.train_poe(resolved, dataset))
-        between = min(seconds(bare_products) for _ in range(3))
+        measure("stage 1", stages.train_poe(resolved, dataset))
         folder_1 = finished_stage_1(stages.run_path(resolved, dataset))
-        stage_2 = epochs(stages.distill(resolved, dataset, folder_1, folder_1.path.parent))
-        after = min(seconds(bare_products) for _ in range(3))
-        print(f"G (bare first-layer products of an epoch): {before:.2f} s before, {between:.2f} s between, {after:.2f} s after")
-        for name, times, around in (("stage 1", stage_1, (before, between)), ("stage 2", stage_2, (between, after))):
-            unit, best = sum(around) / 2, min(times)
-            print(f"{name} epoch with evaluation: {best:.2f} s = {best / unit:.2f} G (all: {', '.join(f'{t:.2f}' for t in times)})")
+        measure("stage 2", stages.distill(resolved, dataset, folder_1, folder_1.path.parent))
         print(f"peak memory of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
 
         program = [sys.executable, "-m", "denetdm_cli"]
