@@ -18,6 +18,8 @@ from denetdm_cli.errors import ConfigError
 SelectionRule = Literal["last", "valid", "paper"]
 SELECTION_RULES: tuple[SelectionRule, ...] = typing.get_args(SelectionRule)
 
+_SHOWN_LENGTH = 80
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -106,7 +108,7 @@ class Config(_Section):
 
     def to_yaml(self) -> str:
         """The resolved configuration as YAML that `load` reads back to an equal object."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
 
 
 def preset_folder() -> Path:
@@ -129,13 +131,14 @@ def preset_path(name: str) -> Path:
     if name not in preset_names():
         raise ConfigError(
             f"unknown data set or preset {name!r}{_nearest(name, preset_names())}",
-            f"Known presets: {', '.join(preset_names())} (denetdm configs ls). A file of your own goes with --config FILE.",
+            f"Known presets: {', '.join(preset_names())} (denetdm configs ls). "
+            "A file of your own goes with --config FILE.",
         )
     return preset_folder() / f"{name}.yaml"
 
 
 def load(path: Path, settings: Iterable[str] = (), options: Mapping[str, object] | None = None) -> Config:
-    """Read a YAML file, then apply `--set` strings, then plain options.
+    """Read a YAML file, then apply `--set` strings, then plain options; none of these may contradict another.
 
     Args:
         path: the YAML file.
@@ -146,18 +149,28 @@ def load(path: Path, settings: Iterable[str] = (), options: Mapping[str, object]
     """
     tree = _read(path)
     problems: list[str] = []
+    given: dict[str, object] = {}
     for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not equals or not key.strip():
+        key, equals, text = (part.strip() for part in setting.partition("="))
+        if not equals or not key:
             problems.append(f"--set {setting!r}: must have the form KEY=VALUE, for example train_poe.epochs=20")
             continue
         try:
-            _assign(tree, key.strip(), _parse(text))
-        except yaml.YAMLError:
-            problems.append(f"{key.strip()}: {text!r} is not a YAML value; quote it")
+            value = _parse(text)
+        except yaml.YAMLError as error:
+            reason = getattr(error, "problem", None) or error
+            problems.append(f"{key}: {text!r} is not a YAML value ({reason}); put it in quotes")
+            continue
+        if key in given and given[key] != value:
+            problems.append(f"{key}: --set gives it twice, {given[key]!r} and {value!r}; give it once")
+        given[key] = value
+        _assign(tree, key, value)
     for key, value in (options or {}).items():
-        if value is not None:
-            _assign(tree, key, value)
+        if value is None:
+            continue
+        if key in given and given[key] != value:
+            problems.append(f"{key}: --set gives {given[key]!r} and its own option {value!r}; give one of them")
+        _assign(tree, key, value)
     return _validate(tree, str(path), problems)
 
 
@@ -177,11 +190,14 @@ def differences(ours: Config, theirs: Config) -> list[tuple[str, object, object]
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-3 as a number (YAML 1.2) and refuses a key given twice."""
+    """SafeLoader that reads 1e-3 as a number (YAML 1.2) and refuses a key that is given twice or is not text."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:str":
+                shown = repr(key.value) if isinstance(key, yaml.ScalarNode) else "that starts here"
+                raise yaml.constructor.ConstructorError(None, None, f"the key {shown} is not text", key.start_mark)
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key.value!r} is given twice", key.start_mark
@@ -190,9 +206,14 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes what `_Loader` would not read back as text."""
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
 
 
 def _parse(text: str) -> object:
@@ -206,8 +227,9 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"no configuration file {path}", "Check the path, or use --dataset NAME for a preset."
         ) from None
-    except (IsADirectoryError, PermissionError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error}", "Give a YAML text file.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"not a text file ({error})"
+        raise ConfigError(f"cannot read the configuration {path}: {reason}", "Give a YAML text file.") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
@@ -240,7 +262,8 @@ def _validate(tree: dict[str, Any], origin: str, problems: list[str]) -> Config:
         lines = "".join(f"\n  {problem}" for problem in problems)
         raise ConfigError(
             f"{count} in the configuration {origin}:{lines}",
-            "Correct them in the file, or with --set KEY=VALUE; denetdm configs show coloredmnist prints a complete example.",
+            "Correct them in the file, or with --set KEY=VALUE; "
+            "denetdm configs show coloredmnist prints a complete example.",
         )
     return config
 
@@ -249,23 +272,34 @@ def _explain(details: ErrorDetails) -> str:
     key = ".".join(str(part) for part in details["loc"]) or "(whole configuration)"
     value, kind = details["input"], details["type"]
     if kind == "extra_forbidden":
-        return f"{key}: unknown key (value {value!r}){_nearest(key, [known for known, _ in _fields(Config)])}"
+        known = [name for name, _ in _fields(Config)]
+        section = key.rpartition(".")[0]
+        beside = ", ".join(name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == section)
+        return f"{key}: unknown key (value {_shown(value)}); {section or 'the top'} has {beside}{_nearest(key, known)}"
     if kind == "missing":
         return f"{key}: missing; must be {_allowed(key)}"
     if kind == "value_error":
         return f"{key}: {details['ctx']['error']}"
     hint = _nearest(value, _choices(key)) if isinstance(value, str) else ""
-    return f"{key}: {value!r} is not allowed; must be {_allowed(key)}{hint}"
+    return f"{key}: {_shown(value)} is not allowed; must be {_allowed(key)}{hint}"
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN_LENGTH else f"{text[:_SHOWN_LENGTH]}..."
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:
-    """The closest known name, as a question; a key is also compared by its last part."""
-    known = list(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    """The closest known names, as a question; a key is also compared by its last part, which several may share."""
+    by_leaf: dict[str, list[str]] = {}
+    for name in known:
+        by_leaf.setdefault(name.rpartition(".")[2], []).append(name)
+    word = word.lower()
+    leaf = word.rpartition(".")[2]
+    close = [] if word in by_leaf else difflib.get_close_matches(word, sum(by_leaf.values(), []), n=1, cutoff=0.6)
     if not close:
-        by_leaf = {name.rsplit(".", 1)[-1]: name for name in known}
-        close = [by_leaf[leaf] for leaf in difflib.get_close_matches(word.rsplit(".", 1)[-1], by_leaf, n=1, cutoff=0.7)]
-    return f"; did you mean {close[0]!r}?" if close else ""
+        close = [name for match in difflib.get_close_matches(leaf, by_leaf, n=1, cutoff=0.7) for name in by_leaf[match]]
+    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
 def _fields(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -277,6 +311,8 @@ def _fields(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def _choices(key: str) -> list[str]:
+    if key == "device":
+        return ["auto", "cpu", "cuda", "mps"]
     annotation = dict(_fields(Config))[key].annotation
     return [str(choice) for choice in typing.get_args(annotation)] if typing.get_origin(annotation) is Literal else []
 
@@ -284,13 +320,13 @@ def _choices(key: str) -> list[str]:
 def _allowed(key: str) -> str:
     """What a key may hold, in words."""
     field = dict(_fields(Config))[key]
-    if choices := _choices(key):
-        return "one of " + ", ".join(choices)
     if key == "device":
         return "auto, cpu, cuda, cuda:N or mps"
+    if choices := _choices(key):
+        return "one of " + ", ".join(choices)
     if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
         return "a section with the keys " + ", ".join(field.annotation.model_fields)
-    words = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}
+    words = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text, if need be in quotes"}
     if isinstance(field.annotation, types.UnionType):
         return " or ".join(words.get(kind, str(kind)) for kind in typing.get_args(field.annotation))
     bounds: list[str] = []

@@ -1,5 +1,6 @@
 """Files and folders that are either whole or not there."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -7,6 +8,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+PART = ".part"
+"""What the names of temporary files and folders end in; only a killed process leaves one behind."""
 
 _CHUNK = 1 << 22
 
@@ -27,21 +31,24 @@ def atomic_file(path: Path) -> Iterator[Path]:
     If the body raises, `path` is as it was before and nothing is left over.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        _flush(temporary)
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with naming(path):
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            _flush(temporary)
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """A temporary folder beside `path`, renamed to `path` when the body ends without an error.
+
+    If the body or the renaming is stopped, `path` is as it was before and nothing is left over.
 
     Args:
         path: the folder to make.
@@ -50,21 +57,33 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         FileExistsError: `path` exists and `replace` is false.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    with naming(path):
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent))
+        old = temporary.with_suffix(".old")
+        try:
+            yield temporary
+            temporary.chmod(0o777 & ~_umask())
+            if path.exists():
+                if not replace:
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+                path.replace(old)
+            temporary.replace(path)
+        finally:
+            if old.exists() and not path.exists():
+                old.replace(path)  # stopped between the two renames
+            shutil.rmtree(old, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an OSError of the body name `path`, where it names nothing (a failed write) or a temporary file."""
     try:
-        yield temporary
-        temporary.chmod(0o777 & ~_umask())
-        if replace and path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-            path.replace(old)
-            temporary.replace(path)
-            shutil.rmtree(old)
-        elif path.exists():
-            raise FileExistsError(path)
-        else:
-            temporary.replace(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        yield
+    except OSError as error:
+        if error.filename is None or str(error.filename).endswith(PART):
+            error.filename = str(path)
+        raise
 
 
 def write_text(path: Path, text: str) -> None:

@@ -6,7 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from denetdm_cli.config import Config, load, preset_path
+from denetdm_cli.data.recipes import coloured_mnist_folder, make_coloured_mnist
 from denetdm_cli.data.sources import Mnist
+from denetdm_cli.data.store import StoredDataset
+from tests_support import glyph_mnist
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +36,28 @@ def small_mnist() -> Mnist:
         return (np.arange(count) * 7 % 10).astype(np.uint8)
 
     return Mnist(images(400), labels(400), images(300)[::-1].copy(), labels(300))
+
+
+@pytest.fixture
+def tiny_config(tmp_path: Path) -> Config:
+    """Three epochs of either stage on a tiny Colored MNIST below `tmp_path`."""
+    options = {
+        "dataset.root": str(tmp_path / "data"),
+        "dataset.ratio": 0.1,
+        "out": str(tmp_path / "runs"),
+        "device": "cpu",
+        "train_poe.epochs": 3,
+        "distill.epochs": 3,
+    }
+    return load(preset_path("coloredmnist"), (), options)
+
+
+@pytest.fixture
+def tiny_dataset(tiny_config: Config) -> StoredDataset:
+    """600 training and 1,000 evaluation images of 18x18 pixels, every group present."""
+    dataset = tiny_config.dataset
+    path = coloured_mnist_folder(Path(dataset.root), dataset.ratio, dataset.severity)
+    mnist = glyph_mnist(600, 1000)
+    return make_coloured_mnist(
+        mnist, path, ratio=dataset.ratio, severity=dataset.severity, seed=dataset.seed, replace=False
+    )

@@ -1,0 +1,137 @@
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from denetdm_cli.config import TrainPoeConfig
+from denetdm_cli.data.batches import Batch, Batches
+from denetdm_cli.data.store import Split
+from denetdm_cli.errors import NumericError
+from denetdm_cli.training import EpochEnd, Progress, fit, make_optimizer
+
+IMAGES = 50
+
+
+class Recorder:
+    """A method of one weight that notes which images it sees and in which mode."""
+
+    def __init__(self, spoil_at: int | None = None) -> None:
+        self.model = nn.Linear(12, 3)
+        self.seen: list[list[int]] = []
+        self.spoil_at = spoil_at
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        assert self.model.training
+        self.seen.append(batch.index.tolist())
+        term = self.model(batch.x.flatten(1)).square().mean()
+        factor = float("nan") if len(self.seen) == self.spoil_at else 1.0
+        return {"first": term * factor, "second": 0 * term + batch.index.float().mean()}
+
+    def predict(self, x: Tensor) -> dict[str, Tensor]:
+        return {"model": self.model(x.flatten(1))}
+
+
+def _batches() -> Batches:
+    random = np.random.RandomState(0)
+    labels = random.randint(0, 3, (2, IMAGES)).astype(np.uint8)
+    return Batches(Split(random.randint(0, 256, (IMAGES, 2, 2, 3)).astype(np.uint8), *labels), torch.device("cpu"))
+
+
+def _settings(**changes: object) -> TrainPoeConfig:
+    settings = TrainPoeConfig(
+        epochs=3,
+        batch_size=8,
+        learning_rate=1e-3,
+        weight_decay=0.0,
+        drop_last=True,
+        selection_metric="shallow.conflicting",
+    )
+    return settings.model_copy(update=changes)
+
+
+def _run(method: Recorder, settings: TrainPoeConfig, *, seed: int = 0, first_epoch: int = 1) -> list[EpochEnd]:
+    events = fit(method, _batches(), settings, make_optimizer(method, settings), seed=seed, first_epoch=first_epoch)
+    return [event for event in events if isinstance(event, EpochEnd)]
+
+
+@pytest.mark.parametrize(("drop_last", "steps", "images"), [(True, 6, 48), (False, 7, 50)])
+def test_an_epoch_sees_every_image_once_in_an_order_of_its_own(drop_last: bool, steps: int, images: int) -> None:
+    method = Recorder()
+    ends = _run(method, _settings(drop_last=drop_last))
+    epochs = [sum(method.seen[i : i + steps], []) for i in range(0, 3 * steps, steps)]
+    assert len(method.seen) == 3 * steps
+    assert [end.images for end in ends] == [images] * 3
+    assert all(len(set(epoch)) == images for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert epochs[0] != sorted(epochs[0])
+
+
+def test_the_order_depends_on_seed_and_epoch_alone() -> None:
+    whole, later, other = Recorder(), Recorder(), Recorder()
+    _run(whole, _settings())
+    torch.manual_seed(99)
+    _run(later, _settings(), first_epoch=3)
+    _run(other, _settings(), seed=1)
+    assert later.seen == whole.seen[12:]
+    assert other.seen != whole.seen
+
+
+def test_the_global_stream_is_neither_read_nor_moved() -> None:
+    torch.manual_seed(5)
+    method = Recorder()
+    before = torch.get_rng_state()
+    _run(method, _settings())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_losses_are_means_over_the_images_of_the_epoch() -> None:
+    method = Recorder()
+    (end,) = _run(method, _settings(epochs=1, drop_last=False))
+    # `second` is the mean index of a batch, so its mean over all images is (0 + ... + 49) / 50, last short batch included.
+    assert end.losses["second"] == pytest.approx(24.5)
+    assert end.losses["total"] == pytest.approx(end.losses["first"] + 24.5)
+
+
+@pytest.mark.parametrize(("spoil_at", "epoch", "step"), [(1, 1, 1), (9, 2, 3)])
+def test_a_loss_that_is_not_finite_stops_with_epoch_and_step(spoil_at: int, epoch: int, step: int) -> None:
+    with pytest.raises(NumericError, match=rf"'first' became nan in epoch {epoch}, step {step}") as caught:
+        _run(Recorder(spoil_at), _settings())
+    assert caught.value.exit_code == 6
+
+
+def test_a_loss_that_is_not_finite_is_found_within_a_long_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("denetdm_cli.training._SECONDS_BETWEEN_EVENTS", 0.0)
+    method = Recorder(spoil_at=2)
+    with pytest.raises(NumericError, match="epoch 1, step 2"):
+        _run(method, _settings())
+    assert len(method.seen) == 2
+
+
+def test_progress_within_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("denetdm_cli.training._SECONDS_BETWEEN_EVENTS", 0.0)
+    method = Recorder()
+    settings = _settings(epochs=1)
+    events = list(fit(method, _batches(), settings, make_optimizer(method, settings), seed=0))
+    assert [event.images for event in events if isinstance(event, Progress)] == [8, 16, 24, 32, 40, 48]
+    assert isinstance(events[-1], EpochEnd)
+
+
+def test_every_unfrozen_parameter_is_trained_and_no_other() -> None:
+    method = Recorder()
+    method.model.bias.requires_grad_(False)
+    before = {name: value.clone() for name, value in method.model.state_dict().items()}
+    _run(method, _settings())
+    assert torch.equal(method.model.bias, before["bias"])
+    assert not torch.equal(method.model.weight, before["weight"])
+
+
+def test_batches_are_pixels_over_255_channels_first() -> None:
+    split = Split(np.arange(2 * 2 * 3 * 3, dtype=np.uint8).reshape(2, 2, 3, 3), *np.array([[1, 2], [0, 1]], np.uint8))
+    batches = Batches(split, torch.device("cpu"))
+    batch = batches.take(torch.tensor([1, 0]))
+    expected = torch.from_numpy(split.images[[1, 0]]).permute(0, 3, 1, 2).float() / 255
+    assert torch.equal(batch.x, expected)
+    assert (batch.y.tolist(), batch.bias.tolist()) == ([2, 1], [1, 0])
+    (whole,) = batches.in_order(10)
+    assert torch.equal(whole.x, expected[[1, 0]])
+    assert batches.shape == (3, 2, 3)
