@@ -4,14 +4,15 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import BaseModel, Field, PositiveInt, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
-from denetdm_cli.config import Config, from_mapping
+from denetdm_cli.config import SELECTION_RULES, Config, SelectionRule, from_mapping
 from denetdm_cli.errors import CheckpointError, ConfigError
 from denetdm_cli.files import atomic_file
 from denetdm_cli.models.experts import ProductOfExperts, TargetModel
@@ -21,6 +22,34 @@ FORMAT_VERSION = 1
 _METADATA_KEY = "denetdm"
 _NAMES_SHOWN = 4
 _MODELS: dict[str, type[ProductOfExperts] | type[TargetModel]] = {"train-poe": ProductOfExperts, "distill": TargetModel}
+
+
+class _DatasetFacts(BaseModel):
+    path: str
+    digest: str
+    image_shape: tuple[PositiveInt, PositiveInt, PositiveInt]
+    class_names: list[str] = Field(min_length=1)
+    bias_names: list[str] = Field(min_length=1)
+
+
+class _SelectionFacts(BaseModel):
+    rule: SelectionRule
+    metric: str | None
+    selected_on: str | None
+    reported_on: Literal["evaluation", "test"]
+    selected_on_test_data: bool
+
+
+class _Metadata(BaseModel):
+    """What of a model's metadata others rely on; there is more in it."""
+
+    stage: Literal["train-poe", "distill"]
+    epoch: int
+    seed: int
+    dataset: _DatasetFacts
+    selection: _SelectionFacts
+    versions: dict[str, str]
+    config: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -87,15 +116,22 @@ def load_model(path: Path, device: torch.device) -> LoadedModel:
     """
     tensors, metadata = load(path)
     try:
-        config = from_mapping(metadata["config"], f"kept in {path}")
-        shape, classes = tuple(metadata["dataset"]["image_shape"]), len(metadata["dataset"]["class_names"])
-        kind = _MODELS[metadata["stage"]]
-        height, width, channels = shape
-    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        said = _Metadata.model_validate(metadata)
+        config = from_mapping(said.config, f"kept in {path}")
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise CheckpointError(
-            f"{path} does not describe its model: {error}", "Give an unaltered checkpoint made by denetdm."
+            f"{path} does not describe its model; in its metadata, {_some(problems)}",
+            f"Give {' or '.join(f'{rule}.safetensors' for rule in SELECTION_RULES)} as denetdm wrote it.",
         ) from None
-    model: ProductOfExperts | TargetModel = kind(config.model, (channels, height, width), classes, seed=0)
+    except ConfigError as error:
+        raise CheckpointError(
+            f"{path} does not describe its model: {error.what}", "Give an unaltered checkpoint made by denetdm."
+        ) from None
+    (height, width, channels), classes = said.dataset.image_shape, len(said.dataset.class_names)
+    model: ProductOfExperts | TargetModel = _MODELS[said.stage](
+        config.model, (channels, height, width), classes, seed=0
+    )
     fill(model, tensors, path)
     model.to(device).eval()
     return LoadedModel(model, model.predict, metadata, config)
@@ -112,7 +148,10 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def training_state(model: nn.Module, optimizer: Adam) -> dict[str, Tensor]:
-    """Everything a run needs to go on as if it had never stopped; no generator state, for each epoch has its own seed."""
+    """Everything a run needs to go on as if it had never stopped.
+
+    That is no state of a random generator, for each epoch has its own seed.
+    """
     return {
         **{f"model.{name}": tensor for name, tensor in model.state_dict().items()},
         **{f"optimizer.{name}": tensor for name, tensor in optimizer.state().items()},
@@ -142,7 +181,7 @@ def _refuse_foreign(path: Path) -> None:
         raise CheckpointError(
             f"{path} is a PyTorch pickle (.th, .pt, .pth), which can run code when it is read, so it was not opened",
             "Give a .safetensors checkpoint or a run folder made by denetdm. To use weights from elsewhere, save them as "
-            "safetensors where you trust the file; to make a model here, run: denetdm train-poe --dataset coloredmnist",
+            "safetensors where you trust the file; to make a model here: denetdm train-poe --dataset coloredmnist",
         )
 
 

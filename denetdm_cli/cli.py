@@ -1,6 +1,5 @@
 """The commands. Each gathers its options, calls the core and shows the result; heavy imports wait until then."""
 
-import errno
 import shlex
 import shutil
 import sys
@@ -10,7 +9,7 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 
 from denetdm_cli import __version__
-from denetdm_cli.errors import ConfigError, StorageError, UserError
+from denetdm_cli.errors import EXIT_INTERRUPTED, ConfigError, StorageError, UserError
 
 app = typer.Typer(
     name="denetdm",
@@ -52,13 +51,12 @@ def main() -> NoReturn:
     except UserError as error:
         _fail(error)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
-            raise
-        where = f" ({error.filename})" if error.filename else ""
+        where = f"{error.filename}: " if error.filename else ""
         _fail(
             StorageError(
-                f"cannot write: {error.strerror}{where}",
-                "Free some space or give another folder; nothing was half-written.",
+                f"{where}{error.strerror or error}",
+                "Make room or mend the path or its permissions, or give another folder. Nothing is half-written, and "
+                "completed epochs are kept: a training that was stopped by this goes on with --resume.",
             )
         )
     sys.exit(0)
@@ -305,7 +303,7 @@ def _train(events: Any) -> Any:
     except KeyboardInterrupt:
         again = shlex.join([arg for arg in sys.argv[1:] if arg not in ("--resume", "--force")])
         say(f"stopped; completed epochs are kept. Go on with: denetdm {again} --resume")
-        raise
+        raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
 def _shown(path: Path) -> str:

@@ -104,6 +104,7 @@ class Config(_Section):
     selection: SelectionRule
     seed: int = Field(ge=0, lt=2**63)
     device: str = Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
+    threads: int = Field(ge=0)
     out: str
 
     def to_yaml(self) -> str:
@@ -195,7 +196,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
-            if key.tag != "tag:yaml.org,2002:str":
+            if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
                 shown = repr(key.value) if isinstance(key, yaml.ScalarNode) else "that starts here"
                 raise yaml.constructor.ConstructorError(None, None, f"the key {shown} is not text", key.start_mark)
             if key.value in seen:
@@ -291,12 +292,13 @@ def _shown(value: object) -> str:
 
 def _nearest(word: str, known: Iterable[str]) -> str:
     """The closest known names, as a question; a key is also compared by its last part, which several may share."""
+    known = list(known)
     by_leaf: dict[str, list[str]] = {}
     for name in known:
         by_leaf.setdefault(name.rpartition(".")[2], []).append(name)
     word = word.lower()
     leaf = word.rpartition(".")[2]
-    close = [] if word in by_leaf else difflib.get_close_matches(word, sum(by_leaf.values(), []), n=1, cutoff=0.6)
+    close = [] if word in by_leaf else difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if not close:
         close = [name for match in difflib.get_close_matches(leaf, by_leaf, n=1, cutoff=0.7) for name in by_leaf[match]]
     return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""

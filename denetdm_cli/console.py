@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from denetdm_cli.data.store import StoredDataset
 from denetdm_cli.errors import UserError
@@ -28,8 +29,8 @@ def _console(*, stderr: bool) -> Console:
     """Rich where there is a terminal; elsewhere plain text of a fixed width, without colour or wrapping surprises."""
     stream = sys.stderr if stderr else sys.stdout
     if stream.isatty():
-        return Console(stderr=stderr, highlight=False)
-    return Console(stderr=stderr, highlight=False, width=_PLAIN_WIDTH, no_color=True, force_terminal=False)
+        return Console(stderr=stderr, highlight=False, emoji=False)
+    return Console(stderr=stderr, highlight=False, emoji=False, width=_PLAIN_WIDTH, no_color=True, force_terminal=False)
 
 
 def say(line: str) -> None:
@@ -59,9 +60,8 @@ def follow(events: Iterator[Event]) -> Finished:
                 return event
             if isinstance(event, Began):
                 began = event
-                say(
-                    f"{event.stage}: {event.images:,} images an epoch, epochs {event.first_epoch} to {event.epochs}, into {event.folder}"
-                )
+                epochs = f"epochs {event.first_epoch} to {event.epochs}"
+                say(f"{event.stage}: {event.images:,} images an epoch, {epochs}, into {event.folder}")
                 view = _Bar(event) if sys.stderr.isatty() else _Lines(event)
             elif view is not None:
                 view.update(event)
@@ -71,18 +71,30 @@ def follow(events: Iterator[Event]) -> Finished:
     raise AssertionError(f"the stage ended without a result: {began}")
 
 
+class _ProgressWithNote(Progress):
+    """A progress line, and a line of text below it."""
+
+    note = ""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield from super().get_renderables()
+        if self.note:
+            yield Text(self.note, no_wrap=True, overflow="ellipsis")
+
+
 class _Bar:
-    """A live line: bar, loss, accuracies of the branches, images a second, time left."""
+    """Two live lines that fit into 80 columns: bar, loss, images a second and time left; accuracies of the branches."""
 
     def __init__(self, began: Began) -> None:
         self._began = began
-        self._loss = self._accuracies = self._rate = ""
-        self._progress = Progress(
+        self._loss = self._rate = ""
+        self._progress = _ProgressWithNote(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=12),
             TaskProgressColumn(),
             TextColumn("{task.fields[figures]}"),
             TimeRemainingColumn(compact=True),
+            TextColumn("left"),
             console=_console(stderr=True),
         )
         self._total = began.epochs * began.images
@@ -97,9 +109,9 @@ class _Bar:
             epoch, images, self._loss = event.epoch, event.images, f"loss {event.loss:.4f}"
         else:
             epoch, images = event.record["epoch"], self._began.images
-            self._loss, self._accuracies = f"loss {event.record['losses']['total']:.4f}", _accuracies(event.record)
-            self._rate = _rate(event.record)
-        figures = "  ".join(part for part in (self._loss, self._accuracies, self._rate) if part)
+            self._loss, self._rate = f"loss {event.record['losses']['total']:.4f}", _rate(event.record)
+            self._progress.note = _accuracies(event.record)
+        figures = " ".join(part for part in (self._loss, self._rate) if part)
         completed = (epoch - 1) * self._began.images + images
         self._progress.update(self._task, description=self._title(epoch), completed=completed, figures=figures)
 
@@ -226,7 +238,8 @@ def _show_provenance(out: Console, score: Score) -> None:
 def show_dataset(dataset: StoredDataset, made: bool) -> None:
     """Counts of a data set and where it lies."""
     out = _console(stderr=False)
-    table = Table(title=f"{dataset.path} ({'made now' if made else 'was there already'})", box=box.SIMPLE_HEAD)
+    title = f"{escape(str(dataset.path))} ({'made now' if made else 'was there already'})"
+    table = Table(title=title, box=box.SIMPLE_HEAD)
     for column in ("split", "images", "bias-aligned", "bias-conflicting", "conflict ratio", "groups", "smallest group"):
         table.add_column(column, justify="left" if column == "split" else "right")
     for name, split in dataset.splits.items():
@@ -241,7 +254,7 @@ def show_dataset(dataset: StoredDataset, made: bool) -> None:
 
 
 def _metrics_table(title: str) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD, caption="accuracy in %", caption_justify="right")
+    table = Table(title=escape(title), box=box.SIMPLE_HEAD, caption="accuracy in %", caption_justify="right")
     table.add_column("predictor")
     for heading in ("unbiased", "accuracy", "aligned", "conflicting", "worst group"):
         table.add_column(heading, justify="right")

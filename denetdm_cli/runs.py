@@ -8,16 +8,19 @@ from typing import Any
 
 from denetdm_cli import config as configuration
 from denetdm_cli.config import SELECTION_RULES, Config, SelectionRule
-from denetdm_cli.errors import CheckpointError
-from denetdm_cli.files import write_text
+from denetdm_cli.errors import CheckpointError, ConfigError
+from denetdm_cli.files import PART, naming, write_text
 
-_MAY_DIFFER = ("device", "out", "dataset.root")
+_MAY_DIFFER = ("device", "threads", "out", "dataset.root")
 """Settings that say where a run happens, not what it computes."""
 
 
 class RunFolder:
-    """The folder of one stage: config.yaml, metrics.jsonl, one checkpoint a selection rule, results.json, and, while it is
-    not finished, resume.safetensors."""
+    """The folder of one stage.
+
+    It holds config.yaml, metrics.jsonl, one checkpoint a selection rule, results.json, and, while it is not finished,
+    resume.safetensors.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -52,7 +55,9 @@ class RunFolder:
         """
         try:
             results: dict[str, Any] = json.loads(self.results_file.read_text(encoding="utf-8"))
-        except ValueError as error:
+            if not results["rules"].keys() >= set(SELECTION_RULES):
+                raise ValueError("a selection rule is missing")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"{self.results_file} is damaged: {error}", "Run the command again with --force."
             ) from None
@@ -64,8 +69,13 @@ class RunFolder:
         Raises:
             CheckpointError: the folder holds something else, a run with other settings, or a stopped run and neither
                 `resume` nor `force` was asked for; or `resume` was asked for and there is nothing to resume.
+            ConfigError: both were asked for.
         """
-        if self.path.exists() and not self.exists and (not self.path.is_dir() or any(self.path.iterdir())):
+        if resume and force:
+            raise ConfigError(
+                "--resume and --force exclude each other", "Give --resume to go on, --force to start anew."
+            )
+        if self.path.exists() and not self.exists and not (self.path.is_dir() and self._holds_nothing()):
             raise CheckpointError(
                 f"{self.path} exists and is not a run folder", "Give another --out, or move it out of the way."
             )
@@ -82,6 +92,8 @@ class RunFolder:
             )
         if not (resume and self.resume_file.exists()):
             self._clear()
+        for leftover in self._leftovers():
+            leftover.unlink()
         write_text(self.config_file, config.to_yaml())
 
     def records(self) -> list[dict[str, Any]]:
@@ -110,7 +122,7 @@ class RunFolder:
 
     def add_record(self, record: Mapping[str, Any]) -> None:
         """Add one completed epoch to metrics.jsonl, on the disk before this returns."""
-        with self.metrics_file.open("a", encoding="utf-8") as file:
+        with naming(self.metrics_file), self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -131,6 +143,13 @@ class RunFolder:
                 + (hint if [key for key, _, _ in different] == ["selection"] else ""),
             )
 
+    def _leftovers(self) -> list[Path]:
+        """What a process left that was killed while it wrote."""
+        return list(self.path.glob(f".*{PART}"))
+
+    def _holds_nothing(self) -> bool:
+        return set(self.path.iterdir()) <= set(self._leftovers())
+
     def _clear(self) -> None:
         """Delete the files of a run, and nothing else."""
         checkpoints = [self.checkpoint(rule) for rule in SELECTION_RULES]
@@ -142,8 +161,7 @@ class RunFolder:
 def stage_folders(path: Path) -> dict[str, RunFolder]:
     """The stages begun in a run folder, or the stage that `path` itself is, by folder name."""
     candidates = [path, *sorted(path.glob("*/"))] if path.is_dir() else []
-    found = {candidate.name: RunFolder(candidate) for candidate in candidates if RunFolder(candidate).exists}
-    return found
+    return {candidate.name: RunFolder(candidate) for candidate in candidates if RunFolder(candidate).exists}
 
 
 def finished_stage_1(path: Path) -> RunFolder:
@@ -152,8 +170,9 @@ def finished_stage_1(path: Path) -> RunFolder:
     Raises:
         CheckpointError: there is none, or it is not finished.
     """
+    path = path.resolve()
     folder = next((f for f in (RunFolder(path / "train-poe"), RunFolder(path)) if f.exists), None)
-    if folder is None or folder.path.resolve().name != "train-poe":
+    if folder is None or folder.path.name != "train-poe":
         raise CheckpointError(
             f"{path} holds no stage 1 (no train-poe/config.yaml)",
             "Give the run folder that denetdm train-poe made, such as runs/<data set>/seed0.",

@@ -10,6 +10,8 @@ import torch
 from denetdm_cli import __version__
 from denetdm_cli.errors import ConfigError
 
+_DEFAULT_THREADS = torch.get_num_threads()
+
 
 def resolve_device(name: str) -> torch.device:
     """The device a name stands for; `auto` is CUDA, then MPS, then the CPU.
@@ -30,6 +32,11 @@ def resolve_device(name: str) -> torch.device:
             f"Devices here: {', '.join(present)}. Use --device auto or one of them.",
         )
     return torch.device(name)
+
+
+def use_threads(count: int) -> None:
+    """Compute with `count` CPU threads, or, for 0, with as many as torch starts by itself: the cores of this process."""
+    torch.set_num_threads(count or _DEFAULT_THREADS)
 
 
 def derive_seed(seed: int, *names: object) -> int:

@@ -17,7 +17,7 @@ from denetdm_cli.errors import CheckpointError, ConfigError, DataError
 from denetdm_cli.evaluation import METRICS, Predictions, divide, predict
 from denetdm_cli.files import atomic_file
 from denetdm_cli.runs import stage_folders
-from denetdm_cli.runtime import versions
+from denetdm_cli.runtime import use_threads, versions
 from denetdm_cli.stages import EVALUATION, require_same_data
 
 PARTS = ("evaluation", "valid", "test", "train")
@@ -75,7 +75,7 @@ def find_checkpoint(path: Path, rule: SelectionRule | None) -> Path:
     Raises:
         CheckpointError: there is none, or there are several stages to choose from.
     """
-    if path.is_file() or path.suffix:
+    if not path.is_dir() and (path.exists() or path.suffix):
         if rule is not None and path.stem in SELECTION_RULES and path.stem != rule:
             raise ConfigError(
                 f"{path} is the checkpoint of the rule {path.stem!r}, and --select asks for {rule!r}",
@@ -89,8 +89,12 @@ def find_checkpoint(path: Path, rule: SelectionRule | None) -> Path:
             f"{path} holds several stages: {', '.join(stages)}", f"Name one, such as {path / distilled[0]}."
         )
     if not stages:
+        seeds = [str(run) for run in sorted(path.glob("*/")) if stage_folders(run)] if path.is_dir() else []
         raise CheckpointError(
-            f"no checkpoint or run folder {path}", "Give a .safetensors file, or a folder made by train-poe or distill."
+            f"{path} is the folder of several runs" if seeds else f"no checkpoint or run folder {path}",
+            f"Name them: {' '.join(seeds)}"
+            if seeds
+            else "Give a .safetensors file, or a folder made by train-poe or distill.",
         )
     folder = stages[distilled[0] if distilled else next(iter(stages))]
     found = folder.checkpoint(rule or folder.config().selection)
@@ -124,6 +128,7 @@ def score_all(
     batches: dict[tuple[Path, str], Batches] = {}
     for path in paths:
         loaded = checkpoint.load_model(path, device)
+        use_threads(loaded.config.threads)
         trained_on = loaded.metadata["dataset"]
         classes = len(trained_on["class_names"])
         where = data or Path(trained_on["path"])
@@ -157,8 +162,8 @@ def summarise(scores: Sequence[Score]) -> dict[str, dict[str, dict[str, float]]]
     """Mean and sample standard deviation (n - 1) of every metric over several checkpoints, by predictor.
 
     Raises:
-        ConfigError: the checkpoints differ in stage, selection rule or the images they were judged on, so that a mean of
-            them would mean nothing.
+        ConfigError: the checkpoints differ in stage, selection rule or the images they were judged on, so that a mean
+            of them would mean nothing.
     """
     alike: dict[str, set[str]] = {
         "stage": {score.metadata["stage"] for score in scores},

@@ -20,7 +20,7 @@ from denetdm_cli.methods.poe import ProductOfExpertsTraining
 from denetdm_cli.models.experts import ProductOfExperts, TargetModel
 from denetdm_cli.optimizer import Adam
 from denetdm_cli.runs import RunFolder
-from denetdm_cli.runtime import derive_seed, resolve_device, versions
+from denetdm_cli.runtime import derive_seed, resolve_device, use_threads, versions
 from denetdm_cli.training import EpochEnd, Progress, fit, make_optimizer
 
 EVALUATION = "valid"
@@ -32,7 +32,7 @@ REPORTED_ON = {"last": "evaluation", "valid": "test", "paper": "evaluation"}
 SELECTED_ON = {"last": None, "valid": "valid", "paper": "evaluation"}
 """The part of the evaluation split that a rule selects on; `paper` selects on the very images it reports."""
 
-_FREE_IN_STAGE_2 = ("distill.", "model.target.", "selection", "device", "out", "dataset.root")
+_FREE_IN_STAGE_2 = ("distill.", "model.target.", "selection", "device", "threads", "out", "dataset.root")
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,7 @@ def train_poe(config: Config, dataset: StoredDataset, *, resume: bool = False, f
         UserError: whatever keeps it from running.
     """
     device = resolve_device(config.device)
+    use_threads(config.threads)
     _require_full_batch(config.train_poe, "train_poe", dataset)
     evaluation = Evaluation.of(dataset, len(dataset.class_names), device)
     folder = RunFolder(run_path(config, dataset) / "train-poe")
@@ -177,6 +178,7 @@ def distill(
         UserError: whatever keeps it from running.
     """
     device = resolve_device(config.device)
+    use_threads(config.threads)
     _require_same_stage_1(config, teacher_folder)
     _require_full_batch(config.distill, "distill", dataset)
     rule: SelectionRule = config.selection if config.distill.teacher == "selected" else "last"
@@ -320,6 +322,7 @@ def _metadata(stage: Stage, rule: SelectionRule, epoch: int, measured: dict[str,
         "metrics": measured[REPORTED_ON[rule]],
         "seed": stage.config.seed,
         "device": str(stage.train.device),
+        "threads": torch.get_num_threads(),
         "versions": versions(),
         **stage.facts,
         "config": stage.config.model_dump(mode="json"),

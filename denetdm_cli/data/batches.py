@@ -61,9 +61,9 @@ class Batches:
 
     def in_order(self, size: int) -> Iterator[Batch]:
         """Every image once, in the order of the split, `size` at a time."""
-        everything = torch.arange(len(self), device=self.device)
-        for index in torch.split(everything, size):
-            rows = slice(int(index[0]), int(index[0]) + len(index))
+        for start in range(0, len(self), size):
+            rows = slice(start, start + size)
+            index = torch.arange(start, min(start + size, len(self)), device=self.device)
             yield Batch(_to_unit(self._images[rows]), self._y[rows], self._bias[rows], index)
 
     def shuffled(self, size: int, generator: torch.Generator, *, drop_last: bool) -> Iterator[Batch]:

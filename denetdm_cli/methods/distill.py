@@ -38,11 +38,12 @@ class Distillation:
             deep, teacher = (part.index_select(0, batch.index) for part in self._precomputed)
         target, head, config = self.model.target(batch.x), self.model.head, self._config
         terms: dict[str, Tensor] = {}
+        product, student = head(torch.cat([deep + target, target])).chunk(2)  # one product of matrices for both
         if config.w_poe:
-            terms["poe"] = config.w_poe * F.cross_entropy(head(deep + target), batch.y)
+            terms["poe"] = config.w_poe * F.cross_entropy(product, batch.y)
         if config.w_dist:
             # Cross-entropy against probabilities is the mean over the batch of -sum_c teacher_c * log softmax(student)_c.
-            terms["dist"] = config.w_dist * config.tau**2 * F.cross_entropy(head(target) / config.tau, teacher)
+            terms["dist"] = config.w_dist * config.tau**2 * F.cross_entropy(student / config.tau, teacher)
         return terms
 
     def predict(self, x: Tensor) -> dict[str, Tensor]:

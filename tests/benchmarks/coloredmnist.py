@@ -59,7 +59,7 @@ def measure(name: str, events: Iterator[stages.Event]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--source", type=Path, required=True)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     print(f"{arguments.threads} threads, torch {torch.__version__}")
@@ -72,6 +72,7 @@ def main() -> None:
         print(f"make-data, one ratio, 70,000 images, source read: {making:.2f} s")
         preset = config.preset_path("coloredmnist")
         options = {
+            "threads": arguments.threads,
             "dataset.root": str(root),
             "out": str(root / "runs"),
             "train_poe.epochs": EPOCHS,
