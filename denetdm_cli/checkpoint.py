@@ -180,8 +180,8 @@ def _refuse_foreign(path: Path) -> None:
     if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
         raise CheckpointError(
             f"{path} is a PyTorch pickle (.th, .pt, .pth), which can run code when it is read, so it was not opened",
-            "Give a .safetensors checkpoint or a run folder made by denetdm. To use weights from elsewhere, save them as "
-            "safetensors where you trust the file; to make a model here: denetdm train-poe --dataset coloredmnist",
+            "Give a .safetensors checkpoint or a run folder made by denetdm. To use weights from elsewhere, save them "
+            "as safetensors where you trust the file; to make a model here: denetdm train-poe --dataset coloredmnist",
         )
 
 

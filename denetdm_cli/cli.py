@@ -1,5 +1,6 @@
 """The commands. Each gathers its options, calls the core and shows the result; heavy imports wait until then."""
 
+import errno
 import shlex
 import shutil
 import sys
@@ -51,12 +52,14 @@ def main() -> NoReturn:
     except UserError as error:
         _fail(error)
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         _fail(
             StorageError(
-                f"{where}{error.strerror or error}",
-                "Make room or mend the path or its permissions, or give another folder. Nothing is half-written, and "
-                "completed epochs are kept: a training that was stopped by this goes on with --resume.",
+                f"{error.filename}: {error.strerror}" if error.filename else str(error),
+                "Make room, or give another folder. Nothing is half-written, and completed epochs are kept: a training "
+                "goes on with --resume."
+                if full
+                else "Check the path and its permissions, or give another one.",
             )
         )
     sys.exit(0)

@@ -160,7 +160,7 @@ def load(path: Path, settings: Iterable[str] = (), options: Mapping[str, object]
             value = _parse(text)
         except yaml.YAMLError as error:
             reason = getattr(error, "problem", None) or error
-            problems.append(f"{key}: {text!r} is not a YAML value ({reason}); put it in quotes")
+            problems.append(f"{key}: {text!r} is not a YAML value ({reason}); put text in quotes")
             continue
         if key in given and given[key] != value:
             problems.append(f"{key}: --set gives it twice, {given[key]!r} and {value!r}; give it once")

@@ -254,7 +254,7 @@ def show_dataset(dataset: StoredDataset, made: bool) -> None:
 
 
 def _metrics_table(title: str) -> Table:
-    table = Table(title=escape(title), box=box.SIMPLE_HEAD, caption="accuracy in %", caption_justify="right")
+    table = Table(title=escape(title), box=box.SIMPLE_HEAD, padding=0, caption="accuracy in %", caption_justify="right")
     table.add_column("predictor")
     for heading in ("unbiased", "accuracy", "aligned", "conflicting", "worst group"):
         table.add_column(heading, justify="right")
@@ -270,8 +270,9 @@ def _metrics_row(table: Table, name: str, metrics: Mapping[str, Any], names: Map
 
 
 def _group_table(predictor: str, groups: Sequence[Sequence[float | None]], names: Mapping[str, Any]) -> Table:
-    table = Table(title=f"{predictor}: accuracy by group in %", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
-    table.add_column("target \\ bias")
+    title = f"{predictor}: accuracy by group in % (rows: target, columns: bias)"
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=0)
+    table.add_column("target")
     for bias in names["bias_names"]:
         table.add_column(bias, justify="right", no_wrap=True)
     for target, row in zip(names["class_names"], groups, strict=True):

@@ -88,7 +88,7 @@ def predict(model: nn.Module, predictors: Callable[[Tensor], Mapping[str, Tensor
 def group_metrics(
     target: NDArray[np.int64], bias: NDArray[np.int64], predicted: NDArray[np.int64], classes: int
 ) -> dict[str, Any]:
-    """Accuracies of one predictor; all are shares between 0 and 1, and groups without images are left out of every mean.
+    """Accuracies of one predictor, as shares between 0 and 1; groups without images are left out of every mean.
 
     Args:
         target: (N,) true classes.
@@ -121,13 +121,13 @@ def group_metrics(
 def divide(target: NDArray[np.integer[Any]], bias: NDArray[np.integer[Any]]) -> Parts:
     """Divide an evaluation split into a fixed tenth to select on, `valid`, and the other nine tenths, `test`.
 
-    The tenth is taken from each (target, bias) group, rounded to whole images, by a stream of random numbers that is the
-    same on every machine and for every training seed.
+    The tenth is taken from each (target, bias) group, rounded to whole images, by a stream of random numbers that is
+    the same on every machine and for every training seed.
 
     Returns:
         Sorted positions by part; None, for `evaluation`, is the whole split.
     """
-    random = np.random.RandomState(_HOLDOUT_SEED)  # noqa: NPY002 - the stream that numpy promises never to change
+    random = np.random.RandomState(_HOLDOUT_SEED)  # its stream is the one that numpy promises never to change
     chosen: list[NDArray[np.int64]] = []
     for group in np.unique(np.stack([target, bias], axis=1), axis=0):
         members = np.flatnonzero((target == group[0]) & (bias == group[1]))

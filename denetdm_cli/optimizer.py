@@ -9,8 +9,9 @@ from torch import Tensor, nn
 class Adam:
     """Adam with coupled (L2) weight decay and a constant learning rate, as torch.optim.Adam computes it.
 
-    torch.optim.Adam spends as long in Python and on one step counter a parameter as the update of a small network takes;
-    this calls the same fused kernel with one counter for all. Every parameter must have a gradient at every step.
+    torch.optim.Adam spends as long in Python, and on a step counter for each parameter, as the update of a small
+    network takes; this calls the same fused kernel with one counter for all. Every parameter needs a gradient at
+    every step.
 
     Args:
         parameters: what to train.

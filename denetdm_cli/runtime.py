@@ -35,7 +35,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def use_threads(count: int) -> None:
-    """Compute with `count` CPU threads, or, for 0, with as many as torch starts by itself: the cores of this process."""
+    """Compute with `count` CPU threads; 0 is as many as torch starts by itself, the cores of this process."""
     torch.set_num_threads(count or _DEFAULT_THREADS)
 
 
@@ -52,7 +52,7 @@ def generator(seed: int, *names: object) -> torch.Generator:
 
 @contextmanager
 def seeded(seed: int, *names: object) -> Iterator[None]:
-    """Run code that can only draw from torch's global CPU stream, for example layer initialisation, from a stream of its own.
+    """Give code that can only draw from torch's global CPU stream, such as initialisation, a stream of its own.
 
     The global stream is neither read nor moved.
     """

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests_support import glyph_mnist
 
 from denetdm_cli.config import Config, load, preset_path
 from denetdm_cli.data.recipes import coloured_mnist_folder, make_coloured_mnist
 from denetdm_cli.data.sources import Mnist
 from denetdm_cli.data.store import StoredDataset
-from tests_support import glyph_mnist
 
 
 @pytest.fixture(scope="session")

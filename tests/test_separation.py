@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests_support import glyph_mnist
 
 from denetdm_cli.config import load, preset_path
 from denetdm_cli.data.batches import Batches
@@ -13,7 +14,6 @@ from denetdm_cli.evaluation import predict
 from denetdm_cli.methods.poe import ProductOfExpertsTraining
 from denetdm_cli.models.experts import ProductOfExperts
 from denetdm_cli.training import fit, make_optimizer
-from tests_support import glyph_mnist
 
 
 def _conflicting_and_aligned(mnist: Mnist, path: Path, ratio: float, epochs: int) -> dict[str, tuple[float, float]]:

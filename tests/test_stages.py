@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests_support import glyph_mnist
 from torch import nn
 
 from denetdm_cli import checkpoint, stages
@@ -20,7 +21,6 @@ from denetdm_cli.models.experts import ProductOfExperts, TargetModel
 from denetdm_cli.runs import RunFolder, finished_stage_1
 from denetdm_cli.stages import EpochDone, Evaluation, Event, Finished
 from denetdm_cli.training import fit, make_optimizer
-from tests_support import glyph_mnist
 
 
 def changed(config: Config, **changes: Any) -> Config:
@@ -197,10 +197,11 @@ def test_resume_after_a_kill_between_two_files(
         if metadata["epoch"] > 1 and path.name == written:
             raise Kill
 
-    with monkeypatch.context() as patch, pytest.raises(Kill):
+    with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "add_record", add_record)
         patch.setattr(checkpoint, "save", saving)
-        stage_1(config, tiny_dataset)
+        with pytest.raises(Kill):
+            stage_1(config, tiny_dataset)
     stage_1(config, tiny_dataset, resume=True)
     assert contents(run / "train-poe") == whole
 

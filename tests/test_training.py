@@ -58,7 +58,7 @@ def _run(method: Recorder, settings: TrainPoeConfig, *, seed: int = 0, first_epo
 def test_an_epoch_sees_every_image_once_in_an_order_of_its_own(drop_last: bool, steps: int, images: int) -> None:
     method = Recorder()
     ends = _run(method, _settings(drop_last=drop_last))
-    epochs = [sum(method.seen[i : i + steps], []) for i in range(0, 3 * steps, steps)]
+    epochs = [[i for batch in method.seen[s : s + steps] for i in batch] for s in range(0, 3 * steps, steps)]
     assert len(method.seen) == 3 * steps
     assert [end.images for end in ends] == [images] * 3
     assert all(len(set(epoch)) == images for epoch in epochs)
@@ -87,7 +87,7 @@ def test_the_global_stream_is_neither_read_nor_moved() -> None:
 def test_losses_are_means_over_the_images_of_the_epoch() -> None:
     method = Recorder()
     (end,) = _run(method, _settings(epochs=1, drop_last=False))
-    # `second` is the mean index of a batch, so its mean over all images is (0 + ... + 49) / 50, last short batch included.
+    # `second` is the mean index of a batch, so its mean over all images is (0 + ... + 49) / 50, short batch included.
     assert end.losses["second"] == pytest.approx(24.5)
     assert end.losses["total"] == pytest.approx(end.losses["first"] + 24.5)
 

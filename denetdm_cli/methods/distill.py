@@ -10,7 +10,7 @@ from denetdm_cli.models.experts import ProductOfExperts, TargetModel, freeze
 
 
 class Distillation:
-    """w_poe * CE(f_t(phi_b + phi_t), y) + w_dist * tau^2 * CE(softmax(f(phi_d)/tau), f_t(phi_t)/tau) (DeNetDM, section 3.2).
+    """w_poe CE(f_t(phi_b + phi_t), y) + w_dist tau^2 CE(softmax(f(phi_d)/tau), f_t(phi_t)/tau); DeNetDM, section 3.2.
 
     Args:
         model: the target model, already started from `teacher`.
@@ -42,7 +42,7 @@ class Distillation:
         if config.w_poe:
             terms["poe"] = config.w_poe * F.cross_entropy(product, batch.y)
         if config.w_dist:
-            # Cross-entropy against probabilities is the mean over the batch of -sum_c teacher_c * log softmax(student)_c.
+            # Against probabilities this is the mean over the batch of -sum_c teacher_c * log softmax(student)_c.
             terms["dist"] = config.w_dist * config.tau**2 * F.cross_entropy(student / config.tau, teacher)
         return terms
 

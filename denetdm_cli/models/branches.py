@@ -1,5 +1,6 @@
 """The branches by name. Depth is the paper's variable, so it is a parameter."""
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from denetdm_cli.config import BranchConfig
 
 
 class MLP(nn.Module):
-    """Flatten, then `depth - 1` linear layers of `width` units, each followed by ReLU; the head is the last of the depth.
+    """Flatten, then `depth - 1` linear layers of `width` units with ReLU; the head is the last layer of the depth.
 
     With depth 3 this is the shallow and with depth 5 the deep and target branch of Colored MNIST (paper, appendix).
 
@@ -24,7 +25,7 @@ class MLP(nn.Module):
         super().__init__()
         self.out_features = width
         sizes = [in_features] + [width] * (depth - 1)
-        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in zip(sizes[:-1], sizes[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(sizes))
 
     def forward(self, x: Tensor) -> Tensor:
         """Features (B, width) of images (B, C, H, W) float32."""

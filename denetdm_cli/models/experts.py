@@ -10,8 +10,8 @@ from denetdm_cli.runtime import seeded
 class ProductOfExperts(nn.Module):
     """Stage 1: shallow and deep branch, their features summed and read by one head (paper section 3.1).
 
-    softmax(f(phi_d + phi_b)) is, for a linear f, a product of two experts. One expert alone is f(phi_d) or f(phi_b), with
-    the bias of f added once in every case.
+    softmax(f(phi_d + phi_b)) is, for a linear f, a product of two experts. One expert alone is f(phi_d) or f(phi_b),
+    with the bias of f added once in every case.
 
     Args:
         config: the branches.
@@ -41,8 +41,8 @@ class ProductOfExperts(nn.Module):
 class TargetModel(nn.Module):
     """Stage 2: the target branch with its head, beside the deep branch it is trained with (paper section 3.2).
 
-    What is shipped is head(target(x)). The deep branch is frozen: kept in evaluation mode and without gradients, whatever
-    mode the rest is in.
+    What is shipped is head(target(x)). The deep branch is frozen: kept in evaluation mode and without gradients,
+    whatever mode the rest is in.
 
     Args:
         config: the branches.

@@ -93,7 +93,9 @@ def test_the_target_model_starts_from_the_deep_branch_and_head_of_stage_1() -> N
     experts = ProductOfExperts(model_config(), (3, 4, 4), 10, seed=0)
     model = TargetModel(model_config(), (3, 4, 4), 10, seed=0)
     model.start_from(experts)
-    for ours, theirs in zip([*model.deep.parameters(), *model.head.parameters()], [*experts.deep.parameters(), *experts.head.parameters()], strict=True):  # fmt: skip
+    copied = [*model.deep.parameters(), *model.head.parameters()]
+    originals = [*experts.deep.parameters(), *experts.head.parameters()]
+    for ours, theirs in zip(copied, originals, strict=True):
         assert torch.equal(ours, theirs)
         assert ours.data_ptr() != theirs.data_ptr()
     assert not torch.equal(model.target.layers[0].weight, experts.deep.layers[0].weight)
