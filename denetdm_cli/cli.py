@@ -27,8 +27,8 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one configuration key; may be repeated.")
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
-DataRootOption = Annotated[str | None, typer.Option(help="Folder of the data sets [default: data].", metavar="DIR")]
-OutOption = Annotated[str | None, typer.Option(help="Where run folders go [default: runs].", metavar="DIR")]
+DataRootOption = Annotated[str | None, typer.Option(help="Folder of the data sets (default: data).", metavar="DIR")]
+OutOption = Annotated[str | None, typer.Option(help="Where run folders go (default: runs).", metavar="DIR")]
 EpochsOption = Annotated[int | None, typer.Option(help="Epochs of this stage.")]
 BatchSizeOption = Annotated[int | None, typer.Option(help="Images a training step.")]
 SelectOption = Annotated[
@@ -206,7 +206,7 @@ def distill(
 
 @app.command()
 def evaluate(
-    runs: Annotated[list[Path], typer.Argument(help="Checkpoints or run folders.", metavar="CKPT|RUN...")],
+    runs: Annotated[list[Path], typer.Argument(help="Run folders or .safetensors checkpoints.", metavar="RUN")],
     data: Annotated[Path | None, typer.Option(help="Another data set folder, ours or LfF's.", metavar="DIR")] = None,
     split: Annotated[
         Literal["evaluation", "valid", "test", "train"] | None,

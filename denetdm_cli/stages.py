@@ -226,7 +226,7 @@ def require_same_data(metadata: dict[str, Any], dataset: StoredDataset, path: Pa
         raise CheckpointError(
             f"{path} was trained on other data than {dataset.path} holds: "
             f"digest {trained_on[:16]} there, {dataset.digest[:16]} here",
-            "Give the data set it was trained on with --data-root; to evaluate on another one, use evaluate --data DIR.",
+            "Give the data set it was trained on with --data-root; to evaluate on another one, evaluate --data DIR.",
         )
 
 
@@ -244,8 +244,8 @@ def _run(stage: Stage) -> Iterator[Event]:
         measured = stage.evaluation.measure(method)
         record = _record(event, measured)
         records.append(record)
-        # The order matters to a run that is killed in between: what is written before the resume state is made again, equal
-        # to the last bit, when the epoch is run again.
+        # The order matters to a run that is killed in between: what is written before the resume state is made again,
+        # equal to the last bit, when the epoch is run again.
         folder.add_record(record)
         for rule in SELECTION_RULES:
             if _is_best(records, rule, stage.selection_metric):

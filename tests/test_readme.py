@@ -1,0 +1,48 @@
+"""Every command in the README is one that the program understands."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from denetdm_cli.cli import app
+from denetdm_cli.errors import (
+    EXIT_INTERRUPTED,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DownloadError,
+    NumericError,
+    StorageError,
+)
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
+COMMANDS = sorted(
+    set(re.findall(r"denetdm (?:make-data|train-poe|distill|evaluate|configs) [^\n|&]+", "\n".join(BLOCKS)))
+)
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_command_of_the_readme_parses(line: str) -> None:
+    command: Any = typer.main.get_command(app)
+    words = shlex.split(line.replace("$seed", "0"))[1:]
+    while hasattr(command, "commands"):
+        command = command.commands[words.pop(0)]
+    command.make_context(command.name, words)
+
+
+def test_the_readme_has_commands() -> None:
+    assert {line.split()[1] for line in COMMANDS} == {"make-data", "train-poe", "distill", "evaluate", "configs"}
+
+
+@pytest.mark.parametrize("kind", [ConfigError, DataError, CheckpointError, DownloadError, NumericError, StorageError])
+def test_exit_codes_are_in_the_readme(kind: type) -> None:
+    assert re.search(rf"^\| {kind.exit_code} \| ", README, flags=re.MULTILINE)  # type: ignore[attr-defined]
+
+
+def test_the_exit_code_of_ctrl_c_is_in_the_readme() -> None:
+    assert f"| {EXIT_INTERRUPTED} | stopped by Ctrl-C" in README
