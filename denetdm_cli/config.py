@@ -291,17 +291,19 @@ def _shown(value: object) -> str:
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:
-    """The closest known names, as a question; a key is also compared by its last part, which several may share."""
-    known = list(known)
-    by_leaf: dict[str, list[str]] = {}
+    """The closest known names, as a question: one of the same section, or else one or several elsewhere."""
+    section, _, leaf = word.lower().rpartition(".")
+    beside: dict[str, list[str]] = {}
+    anywhere: dict[str, list[str]] = {}
     for name in known:
-        by_leaf.setdefault(name.rpartition(".")[2], []).append(name)
-    word = word.lower()
-    leaf = word.rpartition(".")[2]
-    close = [] if word in by_leaf else difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    if not close:
-        close = [name for match in difflib.get_close_matches(leaf, by_leaf, n=1, cutoff=0.7) for name in by_leaf[match]]
-    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+        its_section, _, its_leaf = name.rpartition(".")
+        anywhere.setdefault(its_leaf, []).append(name)
+        if its_section == section:
+            beside[its_leaf] = [name]
+    for names, cutoff in ((beside, 0.6), (anywhere, 0.7)):
+        for match in difflib.get_close_matches(leaf, names, n=1, cutoff=cutoff):
+            return f"; did you mean {' or '.join(map(repr, names[match]))}?"
+    return ""
 
 
 def _fields(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -68,18 +68,15 @@ def predict(model: nn.Module, predictors: Callable[[Tensor], Mapping[str, Tensor
     was_training = model.training
     model.eval()
     columns: dict[str, list[tuple[Tensor, Tensor]]] = {}
-    target, bias = [], []
     for batch in batches.in_order(1000):
-        target.append(batch.y)
-        bias.append(batch.bias)
         for name, logits in predictors(batch.x).items():
             confidence, predicted = logits.softmax(dim=1).max(dim=1)
             columns.setdefault(name, []).append((predicted, confidence))
     model.train(was_training)
     return Predictions(
         np.arange(len(batches)),
-        _numpy(target),
-        _numpy(bias),
+        batches.target,
+        batches.bias,
         {name: _numpy([predicted for predicted, _ in parts]) for name, parts in columns.items()},
         {name: _numpy([confidence for _, confidence in parts]) for name, parts in columns.items()},
     )

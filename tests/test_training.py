@@ -131,7 +131,8 @@ def test_batches_are_pixels_over_255_channels_first() -> None:
     batch = batches.take(torch.tensor([1, 0]))
     expected = torch.from_numpy(split.images[[1, 0]]).permute(0, 3, 1, 2).float() / 255
     assert torch.equal(batch.x, expected)
-    assert (batch.y.tolist(), batch.bias.tolist()) == ([2, 1], [1, 0])
+    assert batch.y.tolist() == [2, 1]
+    assert (batches.target.tolist(), batches.bias.tolist()) == ([1, 2], [0, 1])
     (whole,) = batches.in_order(10)
     assert torch.equal(whole.x, expected[[1, 0]])
     assert batches.shape == (3, 2, 3)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,16 +14,16 @@ from denetdm_cli.data.store import Split
 class Batch:
     """What a training step or an evaluation reads; B images.
 
+    The bias attribute is not in it, for no method may train on it.
+
     Attributes:
         x: (B, 3, H, W) float32, pixel/255.
         y: (B,) int64, target attribute.
-        bias: (B,) int64, bias attribute; for evaluation, and for methods that say they use it.
         index: (B,) int64, position in the split.
     """
 
     x: Tensor
     y: Tensor
-    bias: Tensor
     index: Tensor
 
 
@@ -32,6 +33,10 @@ class Batches:
     Args:
         split: images (N, H, W, 3) uint8 with their labels.
         device: where images and labels are kept and batches are made.
+
+    Attributes:
+        target: (N,) int64, for evaluation; batches hold it as `y`.
+        bias: (N,) int64, for evaluation.
     """
 
     def __init__(self, split: Split, device: torch.device) -> None:
@@ -43,8 +48,8 @@ class Batches:
             images[start : start + 4096] = block.permute(0, 3, 1, 2)
         self.device = device
         self._images = images.to(device)
-        self._y = torch.from_numpy(split.target.astype("int64")).to(device)
-        self._bias = torch.from_numpy(split.bias.astype("int64")).to(device)
+        self.target, self.bias = split.target.astype(np.int64), split.bias.astype(np.int64)
+        self._y = torch.from_numpy(self.target).to(device)
 
     def __len__(self) -> int:
         return len(self._images)
@@ -57,14 +62,14 @@ class Batches:
 
     def take(self, index: Tensor) -> Batch:
         """The images at `index` (B,) int64 on the device."""
-        return Batch(_to_unit(self._images.index_select(0, index)), self._y[index], self._bias[index], index)
+        return Batch(_to_unit(self._images.index_select(0, index)), self._y.index_select(0, index), index)
 
     def in_order(self, size: int) -> Iterator[Batch]:
         """Every image once, in the order of the split, `size` at a time."""
         for start in range(0, len(self), size):
             rows = slice(start, start + size)
             index = torch.arange(start, min(start + size, len(self)), device=self.device)
-            yield Batch(_to_unit(self._images[rows]), self._y[rows], self._bias[rows], index)
+            yield Batch(_to_unit(self._images[rows]), self._y[rows], index)
 
     def shuffled(self, size: int, generator: torch.Generator, *, drop_last: bool) -> Iterator[Batch]:
         """Every image once in random order, `size` at a time; `drop_last` leaves out an incomplete last batch."""
