@@ -48,7 +48,7 @@ ForceOption = Annotated[bool, typer.Option("--force", help="Start anew and delet
 def main() -> NoReturn:
     """Run the program; a user's mistake ends in two lines and the exit code of its kind, never in a traceback."""
     try:
-        app()
+        app(prog_name="denetdm")
     except UserError as error:
         _fail(error)
     except OSError as error:

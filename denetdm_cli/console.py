@@ -148,7 +148,7 @@ class _Lines:
 def _accuracies(record: Mapping[str, Any]) -> str:
     """Conflicting and aligned accuracy by predictor, in per cent: what tells whether the branches separate."""
     parts = [
-        f"{name} {_percent(metrics['conflicting'])}/{_percent(metrics['aligned'])}"
+        f"{name} {_percent(metrics['conflicting'], 1)}/{_percent(metrics['aligned'], 1)}"
         for name, metrics in record["evaluation"].items()
     ]
     return "conflicting/aligned % " + " ".join(parts)
@@ -164,8 +164,8 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.2f}"
+def _percent(share: float | None, digits: int = 2) -> str:
+    return "-" if share is None else f"{100 * share:.{digits}f}"
 
 
 def show_finished(finished: Finished, rule: str, next_command: str) -> None:
