@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from denetdm_cli import checkpoint
 from denetdm_cli.config import SELECTION_RULES, Config, SelectionRule, StageConfig, differences
 from denetdm_cli.data.batches import Batches
 from denetdm_cli.data.store import StoredDataset, require_groups
-from denetdm_cli.errors import CheckpointError, ConfigError
+from denetdm_cli.errors import CheckpointError, ConfigError, NumericError
 from denetdm_cli.evaluation import Parts, divide, predict
 from denetdm_cli.files import sha256
 from denetdm_cli.methods.base import Method
@@ -21,7 +22,7 @@ from denetdm_cli.models.experts import ProductOfExperts, TargetModel
 from denetdm_cli.optimizer import Adam
 from denetdm_cli.runs import RunFolder
 from denetdm_cli.runtime import derive_seed, resolve_device, use_threads, versions
-from denetdm_cli.training import EpochEnd, Progress, fit, make_optimizer
+from denetdm_cli.training import NUMERIC_REMEDY, EpochEnd, Progress, fit, make_optimizer
 
 EVALUATION = "valid"
 """The folder on disk that holds the evaluation split; LfF's layout calls it so."""
@@ -91,8 +92,15 @@ class Evaluation:
         return Evaluation(Batches(split, device), classes, divide(split.target, split.bias))
 
     def measure(self, method: Method) -> dict[str, dict[str, dict[str, Any]]]:
-        """Metrics by part and predictor, in one pass."""
+        """Metrics by part and predictor, in one pass.
+
+        Raises:
+            NumericError: an output is not finite.
+        """
         predictions = predict(method.model, method.predict, self.batches)
+        if not all(np.isfinite(confidence).all() for confidence in predictions.confidence.values()):
+            # No loss has seen what the last step of an epoch did, and a checkpoint must not hold what it broke.
+            raise NumericError("the outputs on the evaluation split are not finite after the epoch", NUMERIC_REMEDY)
         return {part: predictions.at(rows).metrics(self.classes) for part, rows in self.parts.items()}
 
 
@@ -186,6 +194,7 @@ def distill(
     loaded = checkpoint.load_model(path, device)
     if not isinstance(loaded.model, ProductOfExperts):
         raise CheckpointError(f"{path} is not a stage-1 checkpoint", "Give a run folder made by denetdm train-poe.")
+    _require_same_teacher(config, loaded.config, path)
     require_same_data(loaded.metadata, dataset, path)
     teacher = {"rule": rule, "epoch": loaded.metadata["epoch"], "sha256": sha256(path)}
 
@@ -302,7 +311,8 @@ def _is_best(records: list[dict[str, Any]], rule: SelectionRule, metric: str) ->
     if part is None:
         return True
     predictor, name = metric.split(".")
-    *before, now = [record[part][predictor][name] for record in records]
+    # A figure that needs groups without any image is None; such an epoch is kept only if there is no better one.
+    *before, now = [-1.0 if (value := record[part][predictor][name]) is None else value for record in records]
     return all(now > value for value in before)
 
 
@@ -362,6 +372,16 @@ def _require_same_stage_1(config: Config, teacher: RunFolder) -> None:
         raise ConfigError(
             f"these settings were fixed when stage 1 was trained in {teacher.path}:{lines}",
             "Leave them out here, or train stage 1 with them first.",
+        )
+
+
+def _require_same_teacher(config: Config, teacher: Config, path: Path) -> None:
+    different = [d for d in differences(config, teacher) if d[0].startswith(("model.shallow.", "model.deep."))]
+    if different:
+        lines = "".join(f"\n  {key}: {theirs!r} there, {ours!r} in config.yaml" for key, ours, theirs in different)
+        raise CheckpointError(
+            f"{path} has another architecture than config.yaml beside it says:{lines}",
+            "Bring back the checkpoint that was trained there, or train stage 1 again with --force.",
         )
 
 

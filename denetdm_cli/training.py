@@ -14,6 +14,10 @@ from denetdm_cli.optimizer import Adam
 from denetdm_cli.runtime import generator
 
 _SECONDS_BETWEEN_EVENTS = 0.2
+NUMERIC_REMEDY = (
+    "The last completed epoch is kept. Lower the learning rate (--set train_poe.learning_rate=... or "
+    "distill.learning_rate=...) and start anew with --force."
+)
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,5 @@ def _finite(history: list[torch.Tensor], names: list[str], epoch: int, skipped: 
     raise NumericError(
         f"the loss {names[term]!r} became {float(losses[step, term])} in epoch {epoch}, "
         f"step {skipped // len(names) + step + 1}",
-        "The last completed epoch is kept. Lower the learning rate (--set train_poe.learning_rate=... or "
-        "distill.learning_rate=...) and start anew with --force.",
+        NUMERIC_REMEDY,
     )
