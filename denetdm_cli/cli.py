@@ -49,6 +49,8 @@ def main() -> NoReturn:
     """Run the program; a user's mistake ends in two lines and the exit code of its kind, never in a traceback."""
     try:
         app(prog_name="denetdm")
+    except KeyboardInterrupt:  # before or after a command
+        sys.exit(EXIT_INTERRUPTED)
     except UserError as error:
         _fail(error)
     except OSError as error:
@@ -111,7 +113,11 @@ def make_data(
     wanted = [
         config.load(path, (), {**shared, "dataset.ratio": value}).dataset for value in (ratio if ratio else (None,))
     ]
-    made = ensure_datasets(wanted, source=source, force=force, say=say)
+    try:
+        made = ensure_datasets(wanted, source=source, force=force, say=say)
+    except KeyboardInterrupt:
+        say("stopped; nothing is half-made")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
     for stored, new in made:
         show_dataset(stored, new)
     if preview is not None:
@@ -148,6 +154,7 @@ def train_poe(
     """Stage 1: train a shallow and a deep branch as a product of experts."""
     from denetdm_cli import console, stages
     from denetdm_cli.data.catalog import ensure_datasets
+    from denetdm_cli.runtime import resolve_device
 
     options = {
         "dataset.ratio": ratio,
@@ -160,6 +167,7 @@ def train_poe(
         "out": out,
     }
     resolved = _absolute(_load(dataset, config_file, settings, options))
+    resolve_device(resolved.device)  # refused before any data is made
     ((stored, made),) = ensure_datasets([resolved.dataset], source=source, force=False, say=console.say)
     console.say(f"data set {stored.path} {'made now' if made else 'is there already'}")
     finished = _train(stages.train_poe(resolved, stored, resume=resume, force=force))
@@ -185,6 +193,7 @@ def distill(
     from denetdm_cli import config, console, stages
     from denetdm_cli.data.catalog import ensure_datasets
     from denetdm_cli.runs import finished_stage_1
+    from denetdm_cli.runtime import resolve_device
 
     options = {
         "dataset.root": data_root,
@@ -197,6 +206,7 @@ def distill(
     }
     stage_1 = finished_stage_1(run)
     resolved = _absolute(config.load(stage_1.config_file, settings or (), options))
+    resolve_device(resolved.device)  # refused before any data is made
     ((stored, made),) = ensure_datasets([resolved.dataset], source=source, force=False, say=console.say)
     console.say(f"data set {stored.path} {'made now' if made else 'is there already'}")
     home = stages.run_path(resolved, stored) if out else stage_1.path.parent

@@ -785,6 +785,21 @@ class TestStops:
         assert models(folder) == models(finished_run / "train-poe")
         assert len((folder / "metrics.jsonl").read_text().splitlines()) == EPOCHS
 
+    def test_ctrl_c_while_data_are_made(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        def pressed(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("denetdm_cli.data.recipes._paint", pressed)
+        monkeypatch.setattr("denetdm_cli.data.sources.load_mnist", lambda *_: glyph_mnist(100, 100))
+        outcome = call("make-data", "coloredmnist")
+        assert (outcome.code, outcome.out) == (130, "")
+        assert "nothing is half-made" in outcome.err
+        assert list((tmp_path / "data").glob("*")) == []
+
+    def test_a_device_that_is_not_there_is_refused_before_data_are_made(self, tmp_path: Path) -> None:
+        refused(2, call("train-poe", "--dataset", "coloredmnist", "--device", "cuda:99"), "cuda:99", "cpu")
+        assert not (tmp_path / "data").exists()
+
     def test_ctrl_c(self, stopped: Path, train: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
         update = console._Lines.update
 
