@@ -190,7 +190,7 @@ def summarise(scores: Sequence[Score]) -> dict[str, dict[str, dict[str, float]]]
 def write_predictions(path: Path, scores: Sequence[Score]) -> None:
     """Write one row an image and checkpoint: true labels, and class and confidence by predictor."""
     predictors = list(scores[0].predictions.predicted)
-    columns = [column for name in predictors for column in (name, f"{name}_confidence")]
+    columns = [column for name in predictors for column in (f"predicted_{name}", f"confidence_{name}")]
     with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["checkpoint", "index", "target", "bias", *columns])

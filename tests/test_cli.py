@@ -975,19 +975,26 @@ class TestEvaluate:
         path = finished_run / "distill" / "last.safetensors"
         refused(2, call("evaluate", path, "--select", "paper"), path, "'last'", "'paper'")
 
-    def test_predictions(self, finished_run: Path, data_root: Path, tmp_path: Path) -> None:
-        outcome = good("evaluate", finished_run / "train-poe", "--predictions", "new/p.csv", "--json")
+    @pytest.mark.parametrize(
+        ("stage", "predictors"), [("train-poe", ["shallow", "deep", "product"]), ("distill", ["target"])]
+    )
+    def test_predictions(
+        self, finished_run: Path, data_root: Path, tmp_path: Path, stage: str, predictors: list[str]
+    ) -> None:
+        outcome = good("evaluate", finished_run / stage, "--predictions", "new/p.csv", "--json")
         with (tmp_path / "new" / "p.csv").open(newline="") as file:
-            rows = list(csv.DictReader(file))
+            header, *lines = csv.reader(file)
+        assert len(set(header)) == len(header)
+        rows = [dict(zip(header, line, strict=True)) for line in lines]
         attrs = np.load(data_root / NAME / "valid" / "attrs.npy")
         assert [(int(row["index"]), int(row["target"]), int(row["bias"])) for row in rows] == [
             (index, target, bias) for index, (target, bias) in enumerate(attrs.tolist())
         ]
         (result,) = json.loads(outcome.out)["results"]
-        for name in ("shallow", "deep", "product"):
-            right = statistics.fmean(row["target"] == row[name] for row in rows)
+        for name in predictors:
+            right = statistics.fmean(row["target"] == row[f"predicted_{name}"] for row in rows)
             assert right == pytest.approx(result["metrics"][name]["accuracy"])
-            assert all(0.1 <= float(row[f"{name}_confidence"]) <= 1 for row in rows)
+            assert all(0.1 <= float(row[f"confidence_{name}"]) <= 1 for row in rows)
         assert {row["checkpoint"] for row in rows} == {result["checkpoint"]}
 
     def test_predictions_that_cannot_be_written(self, finished_run: Path, tmp_path: Path) -> None:
