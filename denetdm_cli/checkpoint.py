@@ -27,6 +27,7 @@ _MODELS: dict[str, type[ProductOfExperts] | type[TargetModel]] = {"train-poe": P
 class _DatasetFacts(BaseModel):
     path: str
     digest: str
+    evaluation_digest: str
     image_shape: tuple[PositiveInt, PositiveInt, PositiveInt]
     class_names: list[str] = Field(min_length=1)
     bias_names: list[str] = Field(min_length=1)
@@ -35,7 +36,9 @@ class _DatasetFacts(BaseModel):
 class _SelectionFacts(BaseModel):
     rule: SelectionRule
     metric: str | None
+    teacher_rule: SelectionRule | None
     selected_on: str | None
+    picked_on: list[str]
     reported_on: Literal["evaluation", "test"]
     selected_on_test_data: bool
 

@@ -105,19 +105,12 @@ def make_data(
     """Make a biased data set in the layout of LfF and DeNetDM."""
     from denetdm_cli import config
     from denetdm_cli.console import say, show_dataset
-    from denetdm_cli.data.catalog import ensure_datasets
     from denetdm_cli.data.preview import contact_sheet
 
     path = config.preset_path(dataset)
     shared = {"dataset.severity": severity, "dataset.seed": seed, "dataset.root": data_root}
-    wanted = [
-        config.load(path, (), {**shared, "dataset.ratio": value}).dataset for value in (ratio if ratio else (None,))
-    ]
-    try:
-        made = ensure_datasets(wanted, source=source, force=force, say=say)
-    except KeyboardInterrupt:
-        say("stopped; nothing is half-made")
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+    settings = [{**shared, "dataset.ratio": value} for value in (ratio if ratio else (None,))]
+    made = _datasets([_absolute(config.load(path, (), options)).dataset for options in settings], source, force)
     for stored, new in made:
         show_dataset(stored, new)
     if preview is not None:
@@ -153,7 +146,6 @@ def train_poe(
 ) -> None:
     """Stage 1: train a shallow and a deep branch as a product of experts."""
     from denetdm_cli import console, stages
-    from denetdm_cli.data.catalog import ensure_datasets
     from denetdm_cli.runtime import resolve_device
 
     options = {
@@ -168,8 +160,7 @@ def train_poe(
     }
     resolved = _absolute(_load(dataset, config_file, settings, options))
     resolve_device(resolved.device)  # refused before any data is made
-    ((stored, made),) = ensure_datasets([resolved.dataset], source=source, force=False, say=console.say)
-    console.say(f"data set {stored.path} {'made now' if made else 'is there already'}")
+    stored = _dataset(resolved.dataset, source)
     finished = _train(stages.train_poe(resolved, stored, resume=resume, force=force))
     console.show_finished(finished, resolved.selection, f"denetdm distill {_shown(finished.folder.parent)}")
 
@@ -191,7 +182,6 @@ def distill(
 ) -> None:
     """Stage 2: distil the target model from a finished stage 1."""
     from denetdm_cli import config, console, stages
-    from denetdm_cli.data.catalog import ensure_datasets
     from denetdm_cli.runs import finished_stage_1
     from denetdm_cli.runtime import resolve_device
 
@@ -205,10 +195,10 @@ def distill(
         "out": out,
     }
     stage_1 = finished_stage_1(run)
+    stage_1.config()  # a damaged file here is the run folder's fault, not an option's
     resolved = _absolute(config.load(stage_1.config_file, settings or (), options))
     resolve_device(resolved.device)  # refused before any data is made
-    ((stored, made),) = ensure_datasets([resolved.dataset], source=source, force=False, say=console.say)
-    console.say(f"data set {stored.path} {'made now' if made else 'is there already'}")
+    stored = _dataset(resolved.dataset, source)
     home = stages.run_path(resolved, stored) if out else stage_1.path.parent
     finished = _train(stages.distill(resolved, stored, stage_1, home, resume=resume, force=force))
     console.show_finished(finished, resolved.selection, f"denetdm evaluate {_shown(finished.folder)}")
@@ -230,15 +220,15 @@ def evaluate(
 ) -> None:
     """Report accuracies by group; several checkpoints give mean and standard deviation."""
     from denetdm_cli import console, scoring
-    from denetdm_cli.config import Config
-    from denetdm_cli.data.catalog import ensure_datasets
-    from denetdm_cli.data.store import StoredDataset
     from denetdm_cli.runtime import resolve_device
 
-    def open_own(config: Config) -> StoredDataset:
-        root = data_root or config.dataset.root
-        wanted = config.dataset.model_copy(update={"root": root})
-        return ensure_datasets([wanted], source=None, force=False, say=console.say)[0][0]
+    def open_own(config: Any) -> Any:
+        root = {} if data_root is None else {"root": data_root}
+        config = _absolute(config.model_copy(update={"dataset": config.dataset.model_copy(update=root)}))
+        ((stored, made),) = _datasets([config.dataset], source=None, force=False)
+        if made:
+            console.say(f"data set {stored.path} made now")
+        return stored
 
     paths = [scoring.find_checkpoint(run, select) for run in runs]
     scores = list(scoring.score_all(paths, resolve_device(device), open_own, data=data, part=split))
@@ -304,8 +294,35 @@ def _load(dataset: str | None, file: Path | None, settings: list[str] | None, op
 
 def _absolute(config: Any) -> Any:
     """Pin relative folders to where the command was run, so that later commands work from anywhere."""
-    dataset = config.dataset.model_copy(update={"root": str(Path(config.dataset.root).expanduser().resolve())})
-    return config.model_copy(update={"dataset": dataset, "out": str(Path(config.out).expanduser().resolve())})
+
+    def pinned(folder: str) -> str:
+        try:
+            return str(Path(folder).expanduser().resolve())
+        except RuntimeError as error:
+            raise ConfigError(f"the folder {folder!r}: {error}", "Give a path without ~.") from None
+
+    dataset = config.dataset.model_copy(update={"root": pinned(config.dataset.root)})
+    return config.model_copy(update={"dataset": dataset, "out": pinned(config.out)})
+
+
+def _datasets(wanted: list[Any], source: Path | None, force: bool) -> list[tuple[Any, bool]]:
+    from denetdm_cli.console import say
+    from denetdm_cli.data.catalog import ensure_datasets
+
+    try:
+        return ensure_datasets(wanted, source=source, force=force, say=say)
+    except KeyboardInterrupt:
+        say("stopped; nothing is half-made")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def _dataset(wanted: Any, source: Path | None = None) -> Any:
+    """Open a data set, or make it where it is missing, and say which."""
+    from denetdm_cli.console import say
+
+    ((stored, made),) = _datasets([wanted], source, force=False)
+    say(f"data set {stored.path} {'made now' if made else 'is there already'}")
+    return stored
 
 
 def _train(events: Any) -> Any:

@@ -39,8 +39,8 @@ class BranchConfig(_Section):
     """One branch: `depth` linear layers up to and including the head, `width` units a hidden layer."""
 
     name: Literal["mlp"]
-    depth: int = Field(ge=2)
-    width: int = Field(ge=1)
+    depth: int = Field(ge=2, le=100)
+    width: int = Field(ge=1, le=16384)
 
 
 class ModelConfig(_Section):
@@ -104,7 +104,7 @@ class Config(_Section):
     selection: SelectionRule
     seed: int = Field(ge=0, lt=2**63)
     device: str = Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
-    threads: int = Field(ge=0)
+    threads: int = Field(ge=0, le=1024)
     out: str
 
     def to_yaml(self) -> str:

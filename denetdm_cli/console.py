@@ -102,7 +102,6 @@ class _Bar:
         self._task: TaskID = self._progress.add_task(self._title(began.first_epoch), total=self._total, figures="")
         self._progress.update(self._task, completed=self._done)
         self._progress.start()
-        self._started = time.perf_counter()
 
     def update(self, event: StepProgress | EpochDone) -> None:
         if isinstance(event, StepProgress):
@@ -179,17 +178,22 @@ def show_finished(finished: Finished, rule: str, next_command: str) -> None:
         _metrics_row(table, name, metrics, results["dataset"])
     out = _console(stderr=False)
     out.print(table)
-    out.print(f"{selection_note(kept)} Epoch {kept['epoch']} of {results['epochs']}.", markup=False)
+    out.print(f"{selection_note(kept)} Epoch {kept['epoch']} of {results['epochs']}.", markup=False, soft_wrap=True)
     out.print(f"Run folder: {finished.folder}", markup=False, soft_wrap=True)
     out.print(f"Next: {next_command}", markup=False, soft_wrap=True)
 
 
 def selection_note(selection: Mapping[str, Any]) -> str:
     """In words: which epoch a result is of, and what images picked it."""
-    if selection["selected_on"] is None:
-        return f"Selection rule {selection['rule']}: the last epoch, nothing selected."
-    picked = f"Selection rule {selection['rule']}: best {selection['metric']} on the part {selection['selected_on']!r}"
-    return f"{picked}{', SELECTED ON TEST DATA' if selection['selected_on_test_data'] else ''}."
+    picked = f"best {selection['metric']} on the part {selection['selected_on']!r}"
+    words = [f"Selection rule {selection['rule']}: {picked if selection['selected_on'] else 'the last epoch'}"]
+    if selection["teacher_rule"] not in (None, "last"):
+        words.append(f"its teacher by the rule {selection['teacher_rule']}")
+    if not selection["picked_on"]:
+        words.append("nothing selected")
+    if selection["selected_on_test_data"]:
+        words.append("SELECTED ON TEST DATA")
+    return f"{', '.join(words)}."
 
 
 def show_scores(scores: Sequence[Score], summary: Mapping[str, Any]) -> None:
@@ -232,7 +236,7 @@ def _show_provenance(out: Console, score: Score) -> None:
         soft_wrap=True,
     )
     if score.on_selection_data:
-        out.print("These images picked the epoch, so the figures are too good for a test.", markup=False)
+        out.print("Some of these images picked an epoch, so the figures are too good for a test.", markup=False)
 
 
 def show_dataset(dataset: StoredDataset, made: bool) -> None:

@@ -115,6 +115,11 @@ def group_metrics(
     }
 
 
+def overlap(part: str, other: str) -> bool:
+    """Whether two parts of a data set share images: `evaluation` consists of `valid` and `test`."""
+    return part == other or ("evaluation" in (part, other) and "train" not in (part, other))
+
+
 def divide(target: NDArray[np.integer[Any]], bias: NDArray[np.integer[Any]]) -> Parts:
     """Divide an evaluation split into a fixed tenth to select on, `valid`, and the other nine tenths, `test`.
 

@@ -28,8 +28,14 @@ def sha256(path: Path) -> str:
 def atomic_file(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`; what is written there replaces `path` once it is on the disk.
 
-    If the body raises, `path` is as it was before and nothing is left over.
+    If the body raises, `path` is as it was before and nothing is left over. A link is followed; what is no regular
+    file, such as a pipe or /dev/null, is written to as it is.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        yield path
+        return
+    if path.is_symlink():
+        path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     with naming(path):
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent)

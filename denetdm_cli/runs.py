@@ -44,8 +44,15 @@ class RunFolder:
         return self.results_file.is_file()
 
     def config(self) -> Config:
-        """The configuration the run was begun with."""
-        return configuration.load(self.config_file)
+        """The configuration the run was begun with.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        try:
+            return configuration.load(self.config_file)
+        except ConfigError as error:
+            raise CheckpointError(error.what, "Bring the file back, or start anew with --force.") from None
 
     def results(self) -> dict[str, Any]:
         """What a finished run reports.
@@ -84,6 +91,7 @@ class RunFolder:
         if self.exists and not force:
             self._require_same_settings(config)
         if self.finished and not force:
+            self.resume_file.unlink(missing_ok=True)  # a kill while it finished may have left it
             return
         if self.resume_file.exists() and not (resume or force):
             raise CheckpointError(
@@ -95,12 +103,6 @@ class RunFolder:
         for leftover in self._leftovers():
             leftover.unlink()
         write_text(self.config_file, config.to_yaml())
-
-    def records(self) -> list[dict[str, Any]]:
-        """The completed epochs, oldest first."""
-        if not self.metrics_file.exists():
-            return []
-        return [json.loads(line) for line in self.metrics_file.read_text(encoding="utf-8").splitlines()]
 
     def keep_records(self, epochs: int) -> list[dict[str, Any]]:
         """Drop what was noted of epochs after `epochs` (also a line cut short) and return the rest.

@@ -1,6 +1,7 @@
 """Where and how a run computes: device, random numbers, versions."""
 
 import hashlib
+import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,8 +36,8 @@ def resolve_device(name: str) -> torch.device:
 
 
 def use_threads(count: int) -> None:
-    """Compute with `count` CPU threads; 0 is as many as torch starts by itself, the cores of this process."""
-    torch.set_num_threads(count or _DEFAULT_THREADS)
+    """Compute with `count` CPU threads, at most as many as there are cores; 0 is as many as torch starts by itself."""
+    torch.set_num_threads(min(count, os.cpu_count() or 1) or _DEFAULT_THREADS)
 
 
 def derive_seed(seed: int, *names: object) -> int:

@@ -10,17 +10,20 @@ import numpy as np
 import torch
 
 from denetdm_cli import checkpoint
-from denetdm_cli.config import SELECTION_RULES, Config, SelectionRule
+from denetdm_cli.config import SELECTION_RULES, Config, SelectionRule, differences, from_mapping
 from denetdm_cli.data.batches import Batches
 from denetdm_cli.data.store import Split, StoredDataset, open_dataset, require_groups
 from denetdm_cli.errors import CheckpointError, ConfigError, DataError
-from denetdm_cli.evaluation import METRICS, Predictions, divide, predict
+from denetdm_cli.evaluation import METRICS, Predictions, divide, overlap, predict
 from denetdm_cli.files import atomic_file
 from denetdm_cli.runs import stage_folders
 from denetdm_cli.runtime import use_threads, versions
 from denetdm_cli.stages import EVALUATION, require_same_data
 
 PARTS = ("evaluation", "valid", "test", "train")
+
+_MAY_DIFFER = ("seed", "device", "threads", "out", "dataset.", "selection", "distill.teacher")
+"""Settings in which checkpoints with a common mean may differ; data, rule and teacher are compared by what was used."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,9 @@ class Score:
 
     @property
     def on_selection_data(self) -> bool:
-        """Whether the epoch was picked by its result on these very images."""
-        selected_on = self.metadata["selection"]["selected_on"]
-        same_data = self.dataset["digest"] == self.metadata["dataset"]["digest"]
-        return same_data and (selected_on == self.part or {selected_on, self.part} == {"evaluation", "test"})
+        """Whether the epoch, or its teacher's, was picked by its result on some of these very images."""
+        same_images = self.dataset["evaluation_digest"] == self.metadata["dataset"]["evaluation_digest"]
+        return same_images and any(overlap(part, self.part) for part in self.metadata["selection"]["picked_on"])
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the single predictions."""
@@ -84,19 +86,20 @@ def find_checkpoint(path: Path, rule: SelectionRule | None) -> Path:
         return path
     stages = stage_folders(path)
     distilled = [name for name in stages if name.startswith("distill")]
-    if len(distilled) > 1:
+    asked_for = [name for name in (f"distill-from-{rule}", "distill") if name in distilled]
+    if len(distilled) > 1 and not asked_for:
         raise CheckpointError(
             f"{path} holds several stages: {', '.join(stages)}", f"Name one, such as {path / distilled[0]}."
         )
     if not stages:
         seeds = [str(run) for run in sorted(path.glob("*/")) if stage_folders(run)] if path.is_dir() else []
+        if seeds:
+            raise CheckpointError(f"{path} is the folder of several runs", f"Name them: {' '.join(seeds)}")
         raise CheckpointError(
-            f"{path} is the folder of several runs" if seeds else f"no checkpoint or run folder {path}",
-            f"Name them: {' '.join(seeds)}"
-            if seeds
-            else "Give a .safetensors file, or a folder made by train-poe or distill.",
+            f"{path} holds no run" if path.exists() else f"no checkpoint or run folder {path}",
+            "Give a .safetensors file, or a folder made by train-poe or distill.",
         )
-    folder = stages[distilled[0] if distilled else next(iter(stages))]
+    folder = stages[(asked_for or distilled or list(stages))[0]]
     found = folder.checkpoint(rule or folder.config().selection)
     if not found.is_file():
         raise CheckpointError(
@@ -151,22 +154,30 @@ def score_all(
             path=path,
             metadata=loaded.metadata,
             part=chosen,
-            dataset={"path": str(dataset.path), "digest": dataset.digest},
+            dataset={
+                "path": str(dataset.path),
+                "digest": dataset.digest,
+                "evaluation_digest": dataset.checksums[f"{EVALUATION}/images.npy"],
+            },
             metrics=predictions.metrics(classes),
             predictions=predictions,
             device=str(device),
         )
 
 
-def summarise(scores: Sequence[Score]) -> dict[str, dict[str, dict[str, float]]]:
+def summarise(scores: Sequence[Score]) -> dict[str, dict[str, dict[str, float | None]]]:
     """Mean and sample standard deviation (n - 1) of every metric over several checkpoints, by predictor.
 
     Raises:
         ConfigError: the checkpoints differ in stage, selection rule or the images they were judged on, so that a mean
             of them would mean nothing.
     """
+    if len({score.path.resolve() for score in scores}) < len(scores):
+        raise ConfigError("a checkpoint is given twice, so a mean would count it twice", "Name each of them once.")
     alike: dict[str, set[str]] = {
         "stage": {score.metadata["stage"] for score in scores},
+        "teacher": {str(score.metadata["selection"]["teacher_rule"]) for score in scores},
+        "training data": {score.metadata["dataset"]["digest"][:16] for score in scores},
         "selection rule": {score.metadata["selection"]["rule"] for score in scores},
         "evaluated part": {score.part for score in scores},
         "data set": {score.dataset["digest"][:16] for score in scores},
@@ -177,14 +188,27 @@ def summarise(scores: Sequence[Score]) -> dict[str, dict[str, dict[str, float]]]
                 f"no mean over checkpoints of different {name}: {', '.join(sorted(found))}",
                 "Evaluate them in separate calls, or make them alike with --select, --split or --data.",
             )
-    summary: dict[str, dict[str, dict[str, float]]] = {}
+    if keys := _different_settings(scores):
+        raise ConfigError(
+            f"no mean over checkpoints trained with different {', '.join(sorted(keys))}",
+            "Evaluate them in separate calls.",
+        )
+    summary: dict[str, dict[str, dict[str, float | None]]] = {}
     for predictor in scores[0].metrics:
         for metric in METRICS:
             values = [score.metrics[predictor][metric] for score in scores]
             if None not in values:
-                deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+                deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
                 summary.setdefault(predictor, {})[metric] = {"mean": float(np.mean(values)), "std": deviation}
     return summary
+
+
+def _different_settings(scores: Sequence[Score]) -> set[str]:
+    """Keys of the configuration that decide what was trained, other than seed and data set, and are not the same."""
+    may_differ = _MAY_DIFFER + (("distill.",) if scores[0].metadata["stage"] == "train-poe" else ())
+    first, *others = [from_mapping(score.metadata["config"], f"kept in {score.path}") for score in scores]
+    different = {key for other in others for key, _, _ in differences(first, other)}
+    return {key for key in different if not key.startswith(may_differ)}
 
 
 def write_predictions(path: Path, scores: Sequence[Score]) -> None:

@@ -13,7 +13,7 @@ from denetdm_cli.config import SELECTION_RULES, Config, SelectionRule, StageConf
 from denetdm_cli.data.batches import Batches
 from denetdm_cli.data.store import StoredDataset, require_groups
 from denetdm_cli.errors import CheckpointError, ConfigError, NumericError
-from denetdm_cli.evaluation import Parts, divide, predict
+from denetdm_cli.evaluation import Parts, divide, overlap, predict
 from denetdm_cli.files import sha256
 from denetdm_cli.methods.base import Method
 from denetdm_cli.methods.distill import Distillation
@@ -26,9 +26,6 @@ from denetdm_cli.training import NUMERIC_REMEDY, EpochEnd, Progress, fit, make_o
 
 EVALUATION = "valid"
 """The folder on disk that holds the evaluation split; LfF's layout calls it so."""
-
-REPORTED_ON = {"last": "evaluation", "valid": "test", "paper": "evaluation"}
-"""The part of the evaluation split that the result of a selection rule is reported on."""
 
 SELECTED_ON = {"last": None, "valid": "valid", "paper": "evaluation"}
 """The part of the evaluation split that a rule selects on; `paper` selects on the very images it reports."""
@@ -144,8 +141,9 @@ def train_poe(config: Config, dataset: StoredDataset, *, resume: bool = False, f
     evaluation = Evaluation.of(dataset, len(dataset.class_names), device)
     folder = RunFolder(run_path(config, dataset) / "train-poe")
     folder.claim(config, resume=resume, force=force)
+    facts = {"dataset": _describe(dataset)}
     if folder.finished:
-        yield Finished(folder.path, folder.results(), already=True)
+        yield _finished_before(folder, facts)
         return
     train = Batches(dataset.splits["train"], device)
     model = ProductOfExperts(config.model, train.shape, len(dataset.class_names), config.seed).to(device)
@@ -159,7 +157,7 @@ def train_poe(config: Config, dataset: StoredDataset, *, resume: bool = False, f
             config=config,
             settings=config.train_poe,
             selection_metric=config.train_poe.selection_metric,
-            facts={"dataset": _describe(dataset)},
+            facts=facts,
         )
     )
 
@@ -196,13 +194,14 @@ def distill(
         raise CheckpointError(f"{path} is not a stage-1 checkpoint", "Give a run folder made by denetdm train-poe.")
     _require_same_teacher(config, loaded.config, path)
     require_same_data(loaded.metadata, dataset, path)
-    teacher = {"rule": rule, "epoch": loaded.metadata["epoch"], "sha256": sha256(path)}
+    teacher = {"epoch": loaded.metadata["epoch"], "sha256": sha256(path), "selection": loaded.metadata["selection"]}
 
     evaluation = Evaluation.of(dataset, len(dataset.class_names), device)
     folder = RunFolder(out / ("distill" if rule == "last" else f"distill-from-{rule}"))
     folder.claim(config, resume=resume, force=force)
+    facts = {"dataset": _describe(dataset), "teacher": teacher}
     if folder.finished:
-        yield Finished(folder.path, folder.results(), already=True)
+        yield _finished_before(folder, facts)
         return
     train = Batches(dataset.splits["train"], device)
     model = TargetModel(config.model, train.shape, len(dataset.class_names), config.seed)
@@ -219,7 +218,7 @@ def distill(
             config=config,
             settings=config.distill,
             selection_metric=config.distill.selection_metric,
-            facts={"dataset": _describe(dataset), "teacher": teacher},
+            facts=facts,
         )
     )
 
@@ -261,7 +260,7 @@ def _run(stage: Stage) -> Iterator[Event]:
                 tensors = method.model.state_dict()
                 checkpoint.save(folder.checkpoint(rule), tensors, _metadata(stage, rule, event.epoch, measured))
         state = checkpoint.training_state(method.model, optimizer)
-        checkpoint.save(folder.resume_file, state, {"epoch": event.epoch, **_origin(stage)})
+        checkpoint.save(folder.resume_file, state, {"epoch": event.epoch, **_origin(stage.facts)})
         yield EpochDone(record)
     results = _results(stage, records)
     folder.finish(results)
@@ -274,20 +273,35 @@ def _restore(stage: Stage, optimizer: Adam) -> int:
     if not path.exists():
         return 0
     tensors, metadata = checkpoint.load(path)
-    for name, now in _origin(stage).items():
-        if metadata.get(name) != now:
-            raise CheckpointError(
-                f"{path}: the run was begun with another {name}: {metadata.get(name)} there, {now} now",
-                "Bring back what it was begun with, or start anew with --force.",
-            )
+    _require_same_origin(path, metadata, _origin(stage.facts))
     checkpoint.restore_training_state(tensors, stage.method.model, optimizer, path)
     return int(metadata["epoch"])
 
 
-def _origin(stage: Stage) -> dict[str, Any]:
-    """Digests of what a run is made from; they may not change between stop and resume."""
-    teacher = stage.facts.get("teacher")
-    return {"data set": stage.facts["dataset"]["digest"], "teacher": teacher and teacher["sha256"]}
+def _finished_before(folder: RunFolder, facts: dict[str, Any]) -> Finished:
+    """The end of a run that is there already, if it was made from the same data and teacher."""
+    results = folder.results()
+    try:
+        before = _origin(results)
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder.results_file} is damaged: no {error}", "Start anew with --force.") from None
+    _require_same_origin(folder.results_file, before, _origin(facts))
+    return Finished(folder.path, results, already=True)
+
+
+def _origin(facts: dict[str, Any]) -> dict[str, Any]:
+    """Digests of what a run is made from; they may not change until it is done."""
+    teacher = facts.get("teacher")
+    return {"data set": facts["dataset"]["digest"], "teacher": teacher and teacher["sha256"]}
+
+
+def _require_same_origin(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    for name, digest in now.items():
+        if before.get(name) != digest:
+            raise CheckpointError(
+                f"{path}: the run was begun with another {name}: {before.get(name)} there, {digest} now",
+                "Bring back what it was begun with, or start anew with --force.",
+            )
 
 
 def _record(event: EpochEnd, measured: dict[str, dict[str, dict[str, Any]]]) -> dict[str, Any]:
@@ -318,25 +332,37 @@ def _is_best(records: list[dict[str, Any]], rule: SelectionRule, metric: str) ->
 
 def _metadata(stage: Stage, rule: SelectionRule, epoch: int, measured: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """What a checkpoint says of itself. No time of day, so that equal runs write equal bytes."""
-    selected_on = SELECTED_ON[rule]
+    selection = _selection(stage, rule)
     return {
         "stage": stage.name,
         "epoch": epoch,
-        "selection": {
-            "rule": rule,
-            "metric": None if selected_on is None else stage.selection_metric,
-            "selected_on": selected_on,
-            "reported_on": REPORTED_ON[rule],
-            "selected_on_test_data": selected_on == REPORTED_ON[rule],
-            "used_bias_labels": selected_on is not None and not stage.selection_metric.endswith(".accuracy"),
-        },
-        "metrics": measured[REPORTED_ON[rule]],
+        "selection": selection,
+        "metrics": measured[selection["reported_on"]],
         "seed": stage.config.seed,
         "device": str(stage.train.device),
         "threads": torch.get_num_threads(),
         "versions": versions(),
         **stage.facts,
         "config": stage.config.model_dump(mode="json"),
+    }
+
+
+def _selection(stage: Stage, rule: SelectionRule) -> dict[str, Any]:
+    """Which images picked the epoch, its teacher's epoch included, and which ones the result is reported on."""
+    selected_on = SELECTED_ON[rule]
+    teacher = stage.facts["teacher"]["selection"] if "teacher" in stage.facts else {}
+    picked_on = sorted({*teacher.get("picked_on", []), *([selected_on] if selected_on else [])})
+    reported_on = "test" if "valid" in picked_on else "evaluation"
+    used_labels = selected_on is not None and not stage.selection_metric.endswith(".accuracy")
+    return {
+        "rule": rule,
+        "teacher_rule": teacher.get("rule"),
+        "metric": None if selected_on is None else stage.selection_metric,
+        "selected_on": selected_on,
+        "picked_on": picked_on,
+        "reported_on": reported_on,
+        "selected_on_test_data": any(overlap(part, reported_on) for part in picked_on),
+        "used_bias_labels": used_labels or teacher.get("used_bias_labels", False),
     }
 
 
@@ -390,6 +416,7 @@ def _describe(dataset: StoredDataset) -> dict[str, Any]:
         "name": dataset.path.name,
         "path": str(dataset.path),
         "digest": dataset.digest,
+        "evaluation_digest": dataset.checksums[f"{EVALUATION}/images.npy"],
         "recipe": dict(dataset.manifest.recipe) if dataset.manifest else None,
         "image_shape": list(dataset.splits["train"].images.shape[1:]),
         "class_names": list(dataset.class_names),

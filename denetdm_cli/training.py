@@ -15,7 +15,7 @@ from denetdm_cli.runtime import generator
 
 _SECONDS_BETWEEN_EVENTS = 0.2
 NUMERIC_REMEDY = (
-    "The last completed epoch is kept. Lower the learning rate (--set train_poe.learning_rate=... or "
+    "Epochs completed before this one are kept. Lower the learning rate (--set train_poe.learning_rate=... or "
     "distill.learning_rate=...) and start anew with --force."
 )
 

@@ -715,7 +715,7 @@ class TestCheckpoints:
             ({"stage": "train-erm"}, "stage: "),
             ({"stage": None}, "stage: "),
             ({"selection": None}, "selection: "),
-            ({"selection": {"rule": "last"}}, "selection.reported_on: "),
+            ({"selection": {"rule": "last"}}, "selection.teacher_rule: "),
             ({"versions": 3}, "versions: "),
             ({"epoch": "last"}, "epoch: "),
             ({"dataset": {}}, "dataset.path: "),
@@ -748,7 +748,7 @@ class TestCheckpoints:
     def test_that_is_not_there(self, finished_run: Path, tmp_path: Path) -> None:
         refused(4, call("evaluate", "gone.safetensors"), "no checkpoint file gone.safetensors")
         refused(4, call("evaluate", "gone"), "no checkpoint or run folder gone", ".safetensors")
-        refused(4, call("evaluate", tmp_path), f"no checkpoint or run folder {tmp_path}")
+        refused(4, call("evaluate", tmp_path), f"{tmp_path} holds no run")
         refused(
             4, call("evaluate", finished_run.parent), finished_run.parent, "several runs", f"Name them: {finished_run}"
         )
@@ -955,7 +955,7 @@ class TestEvaluate:
         assert result["versions"]["denetdm"] == __version__
         assert document["summary"]["target"]["unbiased"] == {
             "mean": result["metrics"]["target"]["unbiased"],
-            "std": 0.0,
+            "std": None,
         }
 
     @pytest.mark.parametrize(("split", "images"), [("evaluation", 1000), ("valid", 100), ("test", 900), ("train", 200)])
@@ -1006,7 +1006,7 @@ class TestEvaluate:
         self, finished_run: Path, train: Callable[..., Outcome], tmp_path: Path
     ) -> None:
         for seed in (1, 2):
-            assert train("--seed", seed, "--epochs", 1).code == 0
+            assert train("--seed", seed).code == 0
         runs = [finished_run / "train-poe", *(tmp_path / "runs" / NAME / f"seed{seed}" for seed in (1, 2))]
         document = json.loads(good("evaluate", *runs, "--json", "--predictions", "p.csv").out)
         assert [result["seed"] for result in document["results"]] == [0, 1, 2]
@@ -1027,9 +1027,50 @@ class TestEvaluate:
         refused(2, call("evaluate", *rules), "different selection rule: last, paper", "--select")
         assert not Path("p.csv").exists()
 
-    def test_several_distilled_stages_must_be_named(self, run: Path) -> None:
+    def test_which_of_several_distilled_stages(self, run: Path) -> None:
+        def chosen(*words: str) -> str:
+            return str(json.loads(good("evaluate", run, "--json", *words).out)["results"][0]["checkpoint"])
+
         shutil.copytree(run / "distill", run / "distill-from-valid")
-        refused(4, call("evaluate", run), "several stages", run / "distill")
+        assert chosen() == str(run / "distill" / "last.safetensors")
+        assert chosen("--select", "valid") == str(run / "distill-from-valid" / "valid.safetensors")
+        shutil.copytree(run / "distill", run / "distill-from-paper")
+        shutil.rmtree(run / "distill")
+        refused(4, call("evaluate", run), "several stages", run / "distill-from-paper")
+
+    def test_what_was_trained_otherwise_has_no_mean(
+        self, finished_run: Path, train: Callable[..., Outcome], tmp_path: Path
+    ) -> None:
+        assert train("--seed", 1, "--epochs", 1).code == 0
+        other = tmp_path / "runs" / NAME / "seed1" / "train-poe"
+        refused(2, call("evaluate", finished_run / "train-poe", other), "different train_poe.epochs")
+        refused(2, call("evaluate", other, other / "last.safetensors"), "given twice")
+
+    def test_images_that_picked_the_epoch_are_named(self, finished_run: Path, data_root: Path) -> None:
+        def on_them(*words: object) -> bool:
+            (result,) = json.loads(good("evaluate", finished_run / "train-poe", "--json", *words).out)["results"]
+            return bool(result["selected_on_these_images"])
+
+        assert on_them("--select", "paper", "--split", "valid")
+        assert on_them("--select", "paper", "--split", "test")
+        assert on_them("--select", "valid", "--split", "evaluation")
+        assert on_them("--select", "paper", "--data", data_root / NAME)
+        assert not on_them("--select", "valid", "--split", "test")
+        assert not on_them("--select", "paper", "--split", "train")
+        assert not on_them("--select", "last", "--split", "evaluation")
+
+    def test_a_model_of_a_teacher_picked_on_test_data_says_so(self, run: Path) -> None:
+        assert "SELECTED ON TEST DATA" in good("distill", run, "--select", "paper").out
+        last = run / "distill-from-paper" / "last.safetensors"
+        (result,) = json.loads(good("evaluate", last, "--json").out)["results"]
+        said = result["selection"]
+        assert (said["rule"], said["teacher_rule"], said["selected_on_test_data"]) == ("last", "paper", True)
+        assert said["used_bias_labels"]
+        assert result["selected_on_these_images"]
+        table = good("evaluate", last).out
+        assert "its teacher by the rule paper, SELECTED ON TEST DATA" in table
+        assert "nothing selected" not in table
+        refused(2, call("evaluate", last, run / "distill"), "different teacher: last, paper")
 
     def test_a_run_folder_with_a_dot_in_its_name(self, run: Path) -> None:
         good("evaluate", run.rename(run.parent / "seed0.old"))

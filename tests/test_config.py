@@ -226,7 +226,7 @@ class TestSet:
         problems = refused("model.deep={depth: 3}")
         assert problems == [
             "model.deep.name: missing; must be one of mlp",
-            "model.deep.width: missing; must be a whole number at least 1",
+            "model.deep.width: missing; must be a whole number at least 1 and at most 16384",
         ]
 
     def test_a_value_has_no_keys_below(self) -> None:
@@ -267,7 +267,7 @@ class TestRefusals:
             ("dataset.seed", 2**32, f"a whole number at least 0 and below {2**32}"),
             ("seed", -1, f"a whole number at least 0 and below {2**63}"),
             ("seed", 2**63, f"a whole number at least 0 and below {2**63}"),
-            ("model.deep.depth", 1, "a whole number at least 2"),
+            ("model.deep.depth", 1, "a whole number at least 2 and at most 100"),
             ("train_poe.batch_size", 0, "a whole number at least 1"),
             ("train_poe.learning_rate", 0, "a finite number above 0"),
             ("distill.weight_decay", -1, "a finite number at least 0"),

@@ -93,12 +93,14 @@ class StoredDataset:
         splits: by folder name: "train", "valid" and, where there is one, "test".
         digest: SHA-256 over the bytes on the disk, as `sha256sum */*.npy | sha256sum` in the folder gives it.
         manifest: None for a folder made by another tool.
+        checksums: SHA-256 by file, such as "valid/images.npy".
     """
 
     path: Path
     splits: dict[str, Split]
     digest: str
     manifest: Manifest | None
+    checksums: Mapping[str, str]
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -171,7 +173,7 @@ def write_dataset(
             digest=_digest(checksums),
         )
         (folder / MANIFEST).write_text(_to_json(manifest), encoding="utf-8")
-    return StoredDataset(path, {name: _open_split(path, name) for name in splits}, manifest.digest, manifest)
+    return StoredDataset(path, {name: _open_split(path, name) for name in splits}, manifest.digest, manifest, checksums)
 
 
 def open_dataset(path: Path, *, classes: int | None = None) -> StoredDataset:
@@ -200,7 +202,7 @@ def open_dataset(path: Path, *, classes: int | None = None) -> StoredDataset:
     manifest = _read_manifest(path / MANIFEST) if (path / MANIFEST).exists() else None
     if manifest is not None:
         _check_manifest(path, manifest, splits, checksums)
-    return StoredDataset(path, splits, _digest(checksums), manifest)
+    return StoredDataset(path, splits, _digest(checksums), manifest, checksums)
 
 
 def require_groups(split: Split, name: str, classes: int) -> None:
@@ -239,7 +241,7 @@ def _load(file: Path, *, memory_mapped: bool) -> NDArray[Any]:
         raise DataError(f"{file} is missing.", _FIX)
     try:
         array: Any = np.load(file, mmap_mode="r" if memory_mapped else None, allow_pickle=False)
-    except (ValueError, EOFError, OverflowError, BadZipFile) as error:
+    except (ValueError, EOFError, OverflowError, BadZipFile, MemoryError) as error:
         raise DataError(f"{file} is damaged or is not a .npy array: {_one_line(error)}", _FIX) from error
     if isinstance(array, np.ndarray):
         return array

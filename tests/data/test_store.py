@@ -383,3 +383,14 @@ def test_damaged_manifest(tmp_path: Path, edit: object, words: str) -> None:
         open_dataset(tmp_path / "set")
     assert words in error.value.what
     assert str(tmp_path / "set") in error.value.what
+
+
+def test_labels_that_claim_more_than_the_memory_are_refused(tmp_path: Path) -> None:
+    for name in ("train", "valid"):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "images.npy", np.zeros((2, 2, 2, 3), np.uint8))
+        with (tmp_path / name / "attrs.npy").open("wb") as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (10**15, 2)}
+            np.lib.format.write_array_header_1_0(file, header)
+    with pytest.raises(DataError, match=r"attrs\.npy is damaged"):
+        open_dataset(tmp_path)
