@@ -4,13 +4,14 @@ import errno
 import shlex
 import shutil
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
 from denetdm_cli import __version__
-from denetdm_cli.errors import EXIT_INTERRUPTED, ConfigError, StorageError, UserError
+from denetdm_cli.errors import EXIT_INTERRUPTED, ConfigError, DataError, StorageError, UserError
 
 app = typer.Typer(
     name="denetdm",
@@ -98,7 +99,8 @@ def make_data(
     source: SourceOption = None,
     data_root: DataRootOption = None,
     preview: Annotated[
-        Path | None, typer.Option(help="Draw a labelled contact sheet of the training split.", metavar="FILE.png")
+        Path | None,
+        typer.Option(help="Draw a contact sheet of the (first) training split.", metavar="FILE.png"),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Make it anew, replacing what is there.")] = False,
 ) -> None:
@@ -107,6 +109,8 @@ def make_data(
     from denetdm_cli.console import say, show_dataset
     from denetdm_cli.data.preview import contact_sheet
 
+    if preview is not None:
+        _require_ending(preview, ".png", "--preview")
     path = config.preset_path(dataset)
     shared = {"dataset.severity": severity, "dataset.seed": seed, "dataset.root": data_root}
     settings = [{**shared, "dataset.ratio": value} for value in (ratio if ratio else (None,))]
@@ -199,7 +203,8 @@ def distill(
     resolved = _absolute(config.load(stage_1.config_file, settings or (), options))
     resolve_device(resolved.device)  # refused before any data is made
     stored = _dataset(resolved.dataset, source)
-    home = stages.run_path(resolved, stored) if out else stage_1.path.parent
+    moved = out is not None or any(setting.partition("=")[0].strip() == "out" for setting in settings or ())
+    home = stages.run_path(resolved, stored) if moved else stage_1.path.parent
     finished = _train(stages.distill(resolved, stored, stage_1, home, resume=resume, force=force))
     console.show_finished(finished, resolved.selection, f"denetdm evaluate {_shown(finished.folder)}")
 
@@ -215,21 +220,33 @@ def evaluate(
     select: SelectOption = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     data_root: DataRootOption = None,
+    source: SourceOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
     predictions: Annotated[Path | None, typer.Option(help="Write one row an image.", metavar="FILE.csv")] = None,
 ) -> None:
     """Report accuracies by group; several checkpoints give mean and standard deviation."""
     from denetdm_cli import console, scoring
+    from denetdm_cli.data.catalog import folder
     from denetdm_cli.runtime import resolve_device
 
     def open_own(config: Any) -> Any:
         root = {} if data_root is None else {"root": data_root}
         config = _absolute(config.model_copy(update={"dataset": config.dataset.model_copy(update=root)}))
-        ((stored, made),) = _datasets([config.dataset], source=None, force=False)
+        trained_on = folder(config.dataset)
+        if data_root is None and not trained_on.exists():
+            # A checkpoint may come from anywhere: what it says of folders is no reason to write there.
+            raise DataError(
+                f"the data set the checkpoint was trained on is not in {trained_on}",
+                "Give the folder that holds it with --data-root (it is made there if it is missing), or evaluate on "
+                "another data set with --data DIR.",
+            )
+        ((stored, made),) = _datasets([config.dataset], source=source, force=False)
         if made:
             console.say(f"data set {stored.path} made now")
         return stored
 
+    if predictions is not None:
+        _require_ending(predictions, ".csv", "--predictions")
     paths = [scoring.find_checkpoint(run, select) for run in runs]
     scores = list(scoring.score_all(paths, resolve_device(device), open_own, data=data, part=split))
     summary = scoring.summarise(scores)
@@ -326,14 +343,20 @@ def _dataset(wanted: Any, source: Path | None = None) -> Any:
 
 
 def _train(events: Any) -> Any:
-    from denetdm_cli.console import follow, say
+    from denetdm_cli.console import follow
 
+    again = shlex.join(["denetdm", *(arg for arg in sys.argv[1:] if arg not in ("--resume", "--force"))])
     try:
-        return follow(events)
+        with closing(events):  # lets go of the run folder
+            return follow(events, again)
     except KeyboardInterrupt:
-        again = shlex.join([arg for arg in sys.argv[1:] if arg not in ("--resume", "--force")])
-        say(f"stopped; completed epochs are kept. Go on with: denetdm {again} --resume")
         raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def _require_ending(path: Path, ending: str, option: str) -> None:
+    """Refuse to replace a file of another kind."""
+    if path.is_file() and path.suffix.lower() != ending:
+        raise ConfigError(f"{option} {path}: there is another file of that name", f"Give a name that ends in {ending}.")
 
 
 def _shown(path: Path) -> str:

@@ -16,8 +16,9 @@ from rich.text import Text
 from denetdm_cli.data.store import StoredDataset
 from denetdm_cli.errors import UserError
 from denetdm_cli.evaluation import METRICS
+from denetdm_cli.runs import RunFolder
 from denetdm_cli.scoring import Score
-from denetdm_cli.stages import Began, EpochDone, Event, Finished
+from denetdm_cli.stages import EVALUATION, Began, EpochDone, Event, Finished
 from denetdm_cli.training import Progress as StepProgress
 
 _SECONDS_BETWEEN_LINES = 1.0
@@ -50,8 +51,8 @@ def show_json(document: Any) -> None:
     sys.stdout.write(json.dumps(document, indent=2) + "\n")
 
 
-def follow(events: Iterator[Event]) -> Finished:
-    """Show a stage as it trains, and return its end."""
+def follow(events: Iterator[Event], again: str) -> Finished:
+    """Show a stage as it trains, and return its end; `again` is the command that began it, for one who stops it."""
     began: Began | None = None
     view: _Bar | _Lines | None = None
     try:
@@ -65,6 +66,12 @@ def follow(events: Iterator[Event]) -> Finished:
                 view = _Bar(event) if sys.stderr.isatty() else _Lines(event)
             elif view is not None:
                 view.update(event)
+    except KeyboardInterrupt:
+        if began and RunFolder(began.folder).resume_file.exists():
+            say(f"stopped; completed epochs are kept. Go on with: {again} --resume")
+        else:
+            say(f"stopped; no epoch was completed yet. Begin anew with: {again}")
+        raise
     finally:
         if isinstance(view, _Bar):
             view.close()
@@ -179,6 +186,7 @@ def show_finished(finished: Finished, rule: str, next_command: str) -> None:
     out = _console(stderr=False)
     out.print(table)
     out.print(f"{selection_note(kept)} Epoch {kept['epoch']} of {results['epochs']}.", markup=False, soft_wrap=True)
+    out.print(f"Measured on the {kept['reported_on']} part of {EVALUATION}/.", markup=False)
     out.print(f"Run folder: {finished.folder}", markup=False, soft_wrap=True)
     out.print(f"Next: {next_command}", markup=False, soft_wrap=True)
 

@@ -93,9 +93,9 @@ def group_metrics(
         predicted: (N,) predicted classes.
         classes: number of classes and of bias values.
     Returns:
-        `unbiased`, `aligned`, `conflicting`: mean accuracy over all, diagonal and off-diagonal groups (paper.md
-        section 7); `accuracy`: sample-weighted; `worst_group`: the lowest, with `worst_group_of` its [target,
-        bias]; `groups`: (classes, classes) accuracies by [target][bias]. None where there is no image to judge by.
+        `unbiased`, `aligned`, `conflicting`: mean accuracy over all, diagonal and off-diagonal groups, as in DeNetDM's
+        evaluation; `accuracy`: sample-weighted; `worst_group`: the lowest, with `worst_group_of` its [target, bias];
+        `groups`: (classes, classes) accuracies by [target][bias]. None where there is no image to judge by.
     """
     group = target * classes + bias
     total = np.bincount(group, minlength=classes * classes)
@@ -123,8 +123,8 @@ def overlap(part: str, other: str) -> bool:
 def divide(target: NDArray[np.integer[Any]], bias: NDArray[np.integer[Any]]) -> Parts:
     """Divide an evaluation split into a fixed tenth to select on, `valid`, and the other nine tenths, `test`.
 
-    The tenth is taken from each (target, bias) group, rounded to whole images, by a stream of random numbers that is
-    the same on every machine and for every training seed.
+    The tenth is taken from each (target, bias) group, rounded to whole images and at least one of two or more, by a
+    stream of random numbers that is the same on every machine and for every training seed.
 
     Returns:
         Sorted positions by part; None, for `evaluation`, is the whole split.
@@ -133,7 +133,8 @@ def divide(target: NDArray[np.integer[Any]], bias: NDArray[np.integer[Any]]) -> 
     chosen: list[NDArray[np.int64]] = []
     for group in np.unique(np.stack([target, bias], axis=1), axis=0):
         members = np.flatnonzero((target == group[0]) & (bias == group[1]))
-        chosen.append(random.permutation(members)[: round(len(members) * _HOLDOUT_SHARE)])
+        tenth = max(round(len(members) * _HOLDOUT_SHARE), 1 if len(members) > 1 else 0)
+        chosen.append(random.permutation(members)[:tenth])
     valid = np.sort(np.concatenate(chosen))
     return {"evaluation": None, "valid": valid, "test": np.setdiff1d(np.arange(len(target)), valid)}
 

@@ -5,6 +5,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ PART = ".part"
 """What the names of temporary files and folders end in; only a killed process leaves one behind."""
 
 _CHUNK = 1 << 22
+_STALE_SECONDS = 60
 
 
 def sha256(path: Path) -> str:
@@ -22,6 +24,31 @@ def sha256(path: Path) -> str:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+@contextmanager
+def folder_lock(folder: Path) -> Iterator[bool]:
+    """Hold an existing folder for this process, and yield whether no other process held it.
+
+    A process that dies lets go. Where the system or the file system has no such locks, every folder is free.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield True
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        free = True
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            free = False
+        except OSError:  # a file system without locks
+            pass
+        yield free
+    finally:
+        os.close(handle)
 
 
 @contextmanager
@@ -67,7 +94,9 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent))
         old = temporary.with_suffix(".old")
         try:
-            yield temporary
+            with folder_lock(temporary):  # so that no other process takes it for one that a killed process left
+                _remove_stale(path)
+                yield temporary
             temporary.chmod(0o777 & ~_umask())
             if path.exists():
                 if not replace:
@@ -96,6 +125,15 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove the temporary folders of `path` that killed processes left."""
+    for part in path.parent.glob(f".{path.name}.*{PART}"):
+        if part.is_dir() and time.time() - part.stat().st_mtime > _STALE_SECONDS:
+            with folder_lock(part) as free:
+                if free:
+                    shutil.rmtree(part, ignore_errors=True)
 
 
 def _flush(path: Path) -> None:

@@ -2,14 +2,15 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from denetdm_cli import config as configuration
 from denetdm_cli.config import SELECTION_RULES, Config, SelectionRule
 from denetdm_cli.errors import CheckpointError, ConfigError
-from denetdm_cli.files import PART, naming, write_text
+from denetdm_cli.files import PART, folder_lock, naming, write_text
 
 _MAY_DIFFER = ("device", "threads", "out", "dataset.root")
 """Settings that say where a run happens, not what it computes."""
@@ -70,12 +71,16 @@ class RunFolder:
             ) from None
         return results
 
-    def claim(self, config: Config, *, resume: bool, force: bool) -> None:
-        """Make the folder ready for a run with this configuration, or refuse.
+    @contextmanager
+    def claimed(self, config: Config, *, resume: bool, force: bool) -> Iterator[None]:
+        """Hold the folder, made ready for a run with this configuration, against other processes; or refuse.
+
+        Only `force` deletes a completed epoch.
 
         Raises:
             CheckpointError: the folder holds something else, a run with other settings, or a stopped run and neither
-                `resume` nor `force` was asked for; or `resume` was asked for and there is nothing to resume.
+                `resume` nor `force` was asked for; `resume` was asked for and there is nothing to resume; what is
+                needed to resume is missing; or another process is at work in it.
             ConfigError: both were asked for.
         """
         if resume and force:
@@ -88,6 +93,16 @@ class RunFolder:
             )
         if resume and not self.exists:
             raise CheckpointError(f"nothing to resume in {self.path}", "Leave out --resume to begin a run.")
+        self.path.mkdir(parents=True, exist_ok=True)
+        with folder_lock(self.path) as free:
+            if not free:
+                raise CheckpointError(
+                    f"another process is at work in {self.path}", "Wait for it to end, or give another --out."
+                )
+            self._make_ready(config, resume=resume, force=force)
+            yield
+
+    def _make_ready(self, config: Config, *, resume: bool, force: bool) -> None:
         if self.exists and not force:
             self._require_same_settings(config)
         if self.finished and not force:
@@ -98,11 +113,21 @@ class RunFolder:
                 f"{self.path} holds a run that was stopped before its end",
                 "Go on from its last completed epoch with --resume, or start anew with --force.",
             )
+        if not force and not self.resume_file.exists() and self._has_completed_epochs():
+            raise CheckpointError(
+                f"{self.path} holds completed epochs, but {self.resume_file.name} is missing, so it cannot go on",
+                "Bring the file back, give another --out, or start anew with --force (what is there is deleted).",
+            )
         if not (resume and self.resume_file.exists()):
             self._clear()
         for leftover in self._leftovers():
             leftover.unlink()
         write_text(self.config_file, config.to_yaml())
+
+    def _has_completed_epochs(self) -> bool:
+        """Whether more is there than a stop within the first epoch leaves, which is at most one line."""
+        lines = self.metrics_file.read_bytes().count(b"\n") if self.metrics_file.exists() else 0
+        return lines > 1 and any(self.checkpoint(rule).exists() for rule in SELECTION_RULES)
 
     def keep_records(self, epochs: int) -> list[dict[str, Any]]:
         """Drop what was noted of epochs after `epochs` (also a line cut short) and return the rest.
@@ -110,10 +135,9 @@ class RunFolder:
         Raises:
             CheckpointError: one of the first `epochs` lines is missing or damaged.
         """
-        lines = (
-            self.metrics_file.read_text(encoding="utf-8").splitlines()[:epochs] if self.metrics_file.exists() else []
-        )
         try:
+            text = self.metrics_file.read_text(encoding="utf-8") if self.metrics_file.exists() else ""
+            lines = text.splitlines()[:epochs]
             records = [json.loads(line) for line in lines]
             if [record["epoch"] for record in records] != list(range(1, epochs + 1)):
                 raise ValueError(f"it does not hold one line for each of the epochs 1 to {epochs}")

@@ -12,7 +12,7 @@ from denetdm_cli import checkpoint
 from denetdm_cli.config import SELECTION_RULES, Config, SelectionRule, StageConfig, differences
 from denetdm_cli.data.batches import Batches
 from denetdm_cli.data.store import StoredDataset, require_groups
-from denetdm_cli.errors import CheckpointError, ConfigError, NumericError
+from denetdm_cli.errors import CheckpointError, ConfigError, DataError, NumericError
 from denetdm_cli.evaluation import Parts, divide, overlap, predict
 from denetdm_cli.files import sha256
 from denetdm_cli.methods.base import Method
@@ -82,13 +82,19 @@ class Evaluation:
         """Bring the evaluation split of a data set to the device.
 
         Raises:
-            DataError: a group has no image.
+            DataError: a group has no image, or all have only one.
         """
         split = dataset.splits[EVALUATION]
         require_groups(split, f"{EVALUATION} of {dataset.path}", classes)
-        return Evaluation(Batches(split, device), classes, divide(split.target, split.bias))
+        parts = divide(split.target, split.bias)
+        if parts["valid"] is None or not len(parts["valid"]):
+            raise DataError(
+                f"{EVALUATION} of {dataset.path} has no group with two images or more, so no part to select on",
+                "Use an evaluation split with at least two images in a group.",
+            )
+        return Evaluation(Batches(split, device), classes, parts)
 
-    def measure(self, method: Method) -> dict[str, dict[str, dict[str, Any]]]:
+    def measure(self, method: Method, epoch: int) -> dict[str, dict[str, dict[str, Any]]]:
         """Metrics by part and predictor, in one pass.
 
         Raises:
@@ -97,7 +103,7 @@ class Evaluation:
         predictions = predict(method.model, method.predict, self.batches)
         if not all(np.isfinite(confidence).all() for confidence in predictions.confidence.values()):
             # No loss has seen what the last step of an epoch did, and a checkpoint must not hold what it broke.
-            raise NumericError("the outputs on the evaluation split are not finite after the epoch", NUMERIC_REMEDY)
+            raise NumericError(f"the outputs are no longer finite after the last step of epoch {epoch}", NUMERIC_REMEDY)
         return {part: predictions.at(rows).metrics(self.classes) for part, rows in self.parts.items()}
 
 
@@ -140,26 +146,26 @@ def train_poe(config: Config, dataset: StoredDataset, *, resume: bool = False, f
     _require_full_batch(config.train_poe, "train_poe", dataset)
     evaluation = Evaluation.of(dataset, len(dataset.class_names), device)
     folder = RunFolder(run_path(config, dataset) / "train-poe")
-    folder.claim(config, resume=resume, force=force)
     facts = {"dataset": _describe(dataset)}
-    if folder.finished:
-        yield _finished_before(folder, facts)
-        return
-    train = Batches(dataset.splits["train"], device)
-    model = ProductOfExperts(config.model, train.shape, len(dataset.class_names), config.seed).to(device)
-    yield from _run(
-        Stage(
-            name="train-poe",
-            folder=folder,
-            method=ProductOfExpertsTraining(model),
-            train=train,
-            evaluation=evaluation,
-            config=config,
-            settings=config.train_poe,
-            selection_metric=config.train_poe.selection_metric,
-            facts=facts,
+    with folder.claimed(config, resume=resume, force=force):
+        if folder.finished:
+            yield _finished_before(folder, facts)
+            return
+        train = Batches(dataset.splits["train"], device)
+        model = ProductOfExperts(config.model, train.shape, len(dataset.class_names), config.seed).to(device)
+        yield from _run(
+            Stage(
+                name="train-poe",
+                folder=folder,
+                method=ProductOfExpertsTraining(model),
+                train=train,
+                evaluation=evaluation,
+                config=config,
+                settings=config.train_poe,
+                selection_metric=config.train_poe.selection_metric,
+                facts=facts,
+            )
         )
-    )
 
 
 def distill(
@@ -198,29 +204,29 @@ def distill(
 
     evaluation = Evaluation.of(dataset, len(dataset.class_names), device)
     folder = RunFolder(out / ("distill" if rule == "last" else f"distill-from-{rule}"))
-    folder.claim(config, resume=resume, force=force)
     facts = {"dataset": _describe(dataset), "teacher": teacher}
-    if folder.finished:
-        yield _finished_before(folder, facts)
-        return
-    train = Batches(dataset.splits["train"], device)
-    model = TargetModel(config.model, train.shape, len(dataset.class_names), config.seed)
-    model.start_from(loaded.model.to("cpu"))
-    method = Distillation(model.to(device), loaded.model.to(device), config.distill)
-    method.precompute(train)
-    yield from _run(
-        Stage(
-            name="distill",
-            folder=folder,
-            method=method,
-            train=train,
-            evaluation=evaluation,
-            config=config,
-            settings=config.distill,
-            selection_metric=config.distill.selection_metric,
-            facts=facts,
+    with folder.claimed(config, resume=resume, force=force):
+        if folder.finished:
+            yield _finished_before(folder, facts)
+            return
+        train = Batches(dataset.splits["train"], device)
+        model = TargetModel(config.model, train.shape, len(dataset.class_names), config.seed)
+        model.start_from(loaded.model.to("cpu"))
+        method = Distillation(model.to(device), loaded.model.to(device), config.distill)
+        method.precompute(train)
+        yield from _run(
+            Stage(
+                name="distill",
+                folder=folder,
+                method=method,
+                train=train,
+                evaluation=evaluation,
+                config=config,
+                settings=config.distill,
+                selection_metric=config.distill.selection_metric,
+                facts=facts,
+            )
         )
-    )
 
 
 def require_same_data(metadata: dict[str, Any], dataset: StoredDataset, path: Path) -> None:
@@ -249,7 +255,7 @@ def _run(stage: Stage) -> Iterator[Event]:
         if isinstance(event, Progress):
             yield event
             continue
-        measured = stage.evaluation.measure(method)
+        measured = stage.evaluation.measure(method, event.epoch)
         record = _record(event, measured)
         records.append(record)
         # The order matters to a run that is killed in between: what is written before the resume state is made again,
@@ -286,6 +292,11 @@ def _finished_before(folder: RunFolder, facts: dict[str, Any]) -> Finished:
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{folder.results_file} is damaged: no {error}", "Start anew with --force.") from None
     _require_same_origin(folder.results_file, before, _origin(facts))
+    if missing := [f"{rule}.safetensors" for rule in SELECTION_RULES if not folder.checkpoint(rule).is_file()]:
+        raise CheckpointError(
+            f"{folder.path} is finished, but {', '.join(missing)} is missing",
+            "Bring it back, or start anew with --force.",
+        )
     return Finished(folder.path, results, already=True)
 
 

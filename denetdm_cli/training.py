@@ -53,7 +53,7 @@ class EpochEnd:
 
 
 def make_optimizer(method: Method, stage: StageConfig) -> Adam:
-    """Adam over everything that is not frozen (paper.md section 4)."""
+    """Adam over everything that is not frozen (as in DeNetDM's code)."""
     trainable = (parameter for parameter in method.model.parameters() if parameter.requires_grad)
     return Adam(trainable, stage.learning_rate, stage.weight_decay)
 

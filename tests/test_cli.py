@@ -32,6 +32,7 @@ from denetdm_cli import __version__, checkpoint, cli, config, console
 from denetdm_cli.data.recipes import coloured_mnist_folder, make_coloured_mnist
 from denetdm_cli.data.sources import MNIST_FILES
 from denetdm_cli.data.store import MANIFEST
+from denetdm_cli.files import folder_lock
 from denetdm_cli.methods.poe import ProductOfExpertsTraining
 from denetdm_cli.stages import Began, EpochDone, Finished
 from denetdm_cli.training import Progress
@@ -800,6 +801,29 @@ class TestStops:
         refused(2, call("train-poe", "--dataset", "coloredmnist", "--device", "cuda:99"), "cuda:99", "cpu")
         assert not (tmp_path / "data").exists()
 
+    def test_completed_epochs_are_never_deleted_unasked(self, run: Path, train: Callable[..., Outcome]) -> None:
+        folder = run / "train-poe"
+        (folder / "results.json").unlink()
+        before = contents(folder)
+        for words in ([], ["--resume"]):
+            refused(4, train(*words), "resume.safetensors is missing", "--force")
+            assert contents(folder) == before
+        (folder / "metrics.jsonl").write_bytes(b"\xff\n\n")
+        (folder / "resume.safetensors").write_bytes((folder / "last.safetensors").read_bytes())
+        refused(4, train("--resume"), "")
+
+    def test_a_second_process_is_refused(self, run: Path, train: Callable[..., Outcome]) -> None:
+        before = contents(run / "train-poe")
+        with folder_lock(run / "train-poe") as free:
+            assert free
+            refused(4, train("--force"), "another process is at work")
+        assert contents(run / "train-poe") == before
+        assert train().code == 0
+
+    def test_out_by_set_is_out(self, run: Path, tmp_path: Path) -> None:
+        assert call("distill", run, "--set", "out=elsewhere", "--epochs", 1).code == 0
+        assert (tmp_path / "elsewhere" / NAME / "seed0" / "distill" / "results.json").is_file()
+
     def test_ctrl_c(self, stopped: Path, train: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
         update = console._Lines.update
 
@@ -1027,6 +1051,20 @@ class TestEvaluate:
         refused(2, call("evaluate", *rules), "different selection rule: last, paper", "--select")
         assert not Path("p.csv").exists()
 
+    def test_a_folder_named_in_a_checkpoint_is_not_written_to(self, run: Path, tmp_path: Path) -> None:
+        path = run / "distill" / "last.safetensors"
+        tensors, metadata = checkpoint.load(path)
+        metadata["config"]["dataset"]["root"] = str(tmp_path / "somebody")
+        checkpoint.save(path, tensors, metadata)
+        refused(3, call("evaluate", path), "somebody", "--data-root")
+        assert not (tmp_path / "somebody").exists()
+
+    def test_predictions_do_not_replace_a_file_of_another_kind(self, run: Path) -> None:
+        config = run / "train-poe" / "config.yaml"
+        before = config.read_bytes()
+        refused(2, call("evaluate", run, "--predictions", config), "--predictions", ".csv")
+        assert config.read_bytes() == before
+
     def test_which_of_several_distilled_stages(self, run: Path) -> None:
         def chosen(*words: str) -> str:
             return str(json.loads(good("evaluate", run, "--json", *words).out)["results"][0]["checkpoint"])
@@ -1129,7 +1167,7 @@ class TestOutput:
             finished,
         ]
         with contextlib.redirect_stderr(Terminal()) as screen:
-            assert console.follow(iter(events)) is finished
+            assert console.follow(iter(events), "denetdm again") is finished
         shown = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue()))
         assert all(len(line) <= columns for line in shown)
         assert re.fullmatch(

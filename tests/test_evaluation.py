@@ -12,7 +12,7 @@ from denetdm_cli.evaluation import divide, group_metrics, predict
 
 
 def _by_hand(target: np.ndarray, bias: np.ndarray, predicted: np.ndarray, classes: int) -> dict[str, float]:
-    """Section 7 of paper.md, group by group."""
+    """The paper's metrics, group by group."""
     groups = {}
     for t in range(classes):
         for b in range(classes):
@@ -108,3 +108,12 @@ def test_one_pass_serves_all_predictors_in_evaluation_mode() -> None:
     some = found.at(np.array([5, 7]))
     assert some.index.tolist() == [5, 7]
     assert some.predicted["model"].tolist() == found.predicted["model"][[5, 7]].tolist()
+
+
+def test_a_small_group_has_a_part_in_the_selection() -> None:
+    target, bias = np.array([0, 0, 0, 1, 1, 1, 1]), np.array([0, 0, 0, 0, 1, 1, 1])
+    valid, test = (divide(target, bias)[part] for part in ("valid", "test"))
+    assert valid is not None
+    assert test is not None
+    assert sorted(zip(target[valid], bias[valid], strict=True)) == [(0, 0), (1, 1)]
+    assert 3 in test

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from denetdm_cli.files import atomic_file, atomic_folder, sha256, write_text
+from denetdm_cli.files import atomic_file, atomic_folder, folder_lock, sha256, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -182,3 +182,13 @@ def test_a_pipe_is_written_to_and_a_link_followed(tmp_path: Path) -> None:
     write_text(link, "new")
     assert link.is_symlink()
     assert real.read_text() == "new"
+
+
+def test_what_a_killed_process_left_is_removed_but_not_what_is_being_written(tmp_path: Path) -> None:
+    left, busy = tmp_path / ".set.dead.part", tmp_path / ".set.busy.part"
+    for folder in (left, busy):
+        folder.mkdir()
+        os.utime(folder, (1, 1))
+    with folder_lock(busy), atomic_folder(tmp_path / "set") as folder:
+        (folder / "file").touch()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".set.busy.part", "set"]

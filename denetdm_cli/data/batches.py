@@ -40,7 +40,7 @@ class Batches:
     """
 
     def __init__(self, split: Split, device: torch.device) -> None:
-        # Channels first once, here: the networks read CHW, and flattened in that order (paper.md section 3).
+        # Channels first once, here: the networks read CHW, and flattened in that order (as in DeNetDM's code).
         count, height, width, channels = split.images.shape
         images = torch.empty((count, channels, height, width), dtype=torch.uint8)
         for start in range(0, count, 4096):  # piecewise, so that a memory map is never in memory twice

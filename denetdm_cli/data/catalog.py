@@ -4,9 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from denetdm_cli.config import DatasetConfig
-from denetdm_cli.data.recipes import ensure_coloured_mnist
+from denetdm_cli.data.recipes import coloured_mnist_folder, ensure_coloured_mnist
 from denetdm_cli.data.sources import lazy_mnist
 from denetdm_cli.data.store import StoredDataset
+
+
+def folder(config: DatasetConfig) -> Path:
+    """Where a data set with these settings lies."""
+    return coloured_mnist_folder(Path(config.root), config.ratio, config.severity)
 
 
 def ensure_datasets(

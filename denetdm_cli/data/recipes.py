@@ -1,5 +1,6 @@
 """How biased data sets are made from raw images."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,11 +33,11 @@ MEAN_COLOURS: NDArray[np.float64] = np.array(
         (0.8337, 0.2024, 0.2669),
     ]
 )
-"""Mean colour (R, G, B in 0..1) of every bias value of Colored MNIST (paper.md section 5)."""
+"""Mean colour (R, G, B in 0..1) of every bias value of Colored MNIST (LfF, NeurIPS 2020)."""
 MEAN_COLOURS.flags.writeable = False
 
 STD_BY_SEVERITY = {1: 0.05, 2: 0.02, 3: 0.01, 4: 0.005, 5: 0.002}
-"""Standard deviation of the colour noise of Colored MNIST (paper.md section 5)."""
+"""Standard deviation of the colour noise of Colored MNIST (LfF, NeurIPS 2020)."""
 
 COLOUR_NAMES = ("orange", "yellow", "mauve", "sage", "sky", "green", "blue", "purple", "olive", "crimson")
 """What the mean colours look like, for manifests and contact sheets."""
@@ -57,7 +58,7 @@ def bias_labels(targets: NDArray[np.integer], ratio: float, classes: int = _CLAS
         (N,) uint8.
     Raises:
         DataError: a target is out of range.
-    Source: paper.md section 5 ("Label of the bias").
+    Source: the data recipe of LfF (NeurIPS 2020).
     """
     if len(targets) and not 0 <= targets.min() <= targets.max() < classes:
         raise DataError(
@@ -75,7 +76,7 @@ def bias_labels(targets: NDArray[np.integer], ratio: float, classes: int = _CLAS
 
 
 def coloured_mnist_folder(root: Path, ratio: float, severity: int) -> Path:
-    """The folder of one Colored MNIST below the data root, named as LfF names it (paper.md section 5)."""
+    """The folder of one Colored MNIST below the data root, named as LfF names it (LfF, NeurIPS 2020)."""
     return root / f"ColoredMNIST-Skewed{float(ratio)}-Severity{severity}"
 
 
@@ -123,7 +124,7 @@ def make_coloured_mnist(
         ConfigError: a setting out of range.
         DataError: `path` exists and may not be replaced; a label out of range.
         OSError: the disk is full or may not be written; nothing half-written stays.
-    Source: paper.md section 5.
+    Source: the data recipe of LfF (NeurIPS 2020).
     """
     settings = coloured_mnist_settings(ratio, severity, seed)
     parts = [
@@ -190,7 +191,10 @@ def ensure_coloured_mnist(
         if differing:
             raise DataError(
                 f"Data set {path} was made with other settings: {'; '.join(differing)}.",
-                "Say `denetdm make-data coloredmnist --force` to replace it, or choose another `--data-root`.",
+                f"To train on it as it is: `--set dataset.seed={recipe.get('seed')}`. To replace it: "
+                f"`denetdm make-data coloredmnist --data-root {shlex.quote(str(root))} --ratio {ratio} "
+                f"--severity {severity} --seed {seed} "
+                "--force`. Or choose another `--data-root`.",
             )
     require_groups(dataset.splits["valid"], f"valid of {path}", _CLASSES)
     return dataset, False

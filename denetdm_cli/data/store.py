@@ -145,7 +145,7 @@ def write_dataset(
     Raises:
         DataError: arrays that do not fit; `path` exists and is no data set, or is one and `replace` is false.
         OSError: the disk is full or may not be written; nothing half-written stays.
-    Source: paper.md section 5 (layout of LfF).
+    Source: the folder layout of LfF (NeurIPS 2020).
     """
     classes = len(class_names)
     for name, split in splits.items():
@@ -184,7 +184,7 @@ def open_dataset(path: Path, *, classes: int | None = None) -> StoredDataset:
         classes: labels must be below this, when given.
     Raises:
         DataError: something is missing, is not what the layout says, or has changed since the manifest was written.
-    Source: paper.md section 5 (layout of LfF).
+    Source: the folder layout of LfF (NeurIPS 2020).
     """
     if not path.is_dir():
         found = "is a file, not a folder" if path.exists() else "does not exist"

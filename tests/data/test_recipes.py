@@ -22,7 +22,7 @@ from denetdm_cli.errors import ConfigError, DataError
 
 
 def slow_bias_labels(targets: list[int], ratio: float, classes: int) -> list[int]:
-    """The rule of paper.md section 5, word by word, one image at a time."""
+    """LfF's rule, word by word, one image at a time."""
     sizes = [targets.count(label) for label in range(classes)]
     seen = [0] * classes
     labels = []
