@@ -1,7 +1,7 @@
 """Safetensors in and out: strict, atomic, and self-describing; nothing is ever unpickled."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -60,14 +60,12 @@ class LoadedModel:
     """A model as a checkpoint describes it.
 
     Attributes:
-        model: in evaluation mode, on the device asked for.
-        predict: images (B, C, H, W) to logits (B, classes) by predictor; the first predictor is the one to ship.
+        model: in evaluation mode, on the device asked for; the first of its predictors is the one to ship.
         metadata: what the checkpoint says of itself.
         config: the configuration it was trained with.
     """
 
     model: ProductOfExperts | TargetModel
-    predict: Callable[[Tensor], Mapping[str, Tensor]]
     metadata: dict[str, Any]
     config: Config
 
@@ -137,7 +135,7 @@ def load_model(path: Path, device: torch.device) -> LoadedModel:
     )
     fill(model, tensors, path)
     model.to(device).eval()
-    return LoadedModel(model, model.predict, metadata, config)
+    return LoadedModel(model, metadata, config)
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -199,7 +199,6 @@ def distill(
         "out": out,
     }
     stage_1 = finished_stage_1(run)
-    stage_1.config()  # a damaged file here is the run folder's fault, not an option's
     resolved = _absolute(config.load(stage_1.config_file, settings or (), options))
     resolve_device(resolved.device)  # refused before any data is made
     stored = _dataset(resolved.dataset, source)
@@ -299,14 +298,14 @@ def configs_cp(
 def _load(dataset: str | None, file: Path | None, settings: list[str] | None, options: dict[str, Any]) -> Any:
     from denetdm_cli import config
 
-    if (dataset is None) == (file is None):
-        raise ConfigError(
-            "give either --dataset NAME or --config FILE",
-            f"Presets: {', '.join(config.preset_names())}. For example: denetdm train-poe --dataset coloredmnist",
-        )
-    path = config.preset_path(dataset) if dataset is not None else file
-    assert path is not None  # noqa: S101 - one of the two is given
-    return config.load(path, settings or (), options)
+    if dataset is not None and file is None:
+        return config.load(config.preset_path(dataset), settings or (), options)
+    if file is not None and dataset is None:
+        return config.load(file, settings or (), options)
+    raise ConfigError(
+        "give either --dataset NAME or --config FILE",
+        f"Presets: {', '.join(config.preset_names())}. For example: denetdm train-poe --dataset coloredmnist",
+    )
 
 
 def _absolute(config: Any) -> Any:
@@ -333,7 +332,7 @@ def _datasets(wanted: list[Any], source: Path | None, force: bool) -> list[tuple
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
-def _dataset(wanted: Any, source: Path | None = None) -> Any:
+def _dataset(wanted: Any, source: Path | None) -> Any:
     """Open a data set, or make it where it is missing, and say which."""
     from denetdm_cli.console import say
 

@@ -13,12 +13,12 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 from rich.table import Table
 from rich.text import Text
 
-from denetdm_cli.data.store import StoredDataset
+from denetdm_cli.data.store import EVALUATION, StoredDataset
 from denetdm_cli.errors import UserError
 from denetdm_cli.evaluation import METRICS
 from denetdm_cli.runs import RunFolder
 from denetdm_cli.scoring import Score
-from denetdm_cli.stages import EVALUATION, Began, EpochDone, Event, Finished
+from denetdm_cli.stages import Began, EpochDone, Event, Finished
 from denetdm_cli.training import Progress as StepProgress
 
 _SECONDS_BETWEEN_LINES = 1.0
@@ -104,10 +104,12 @@ class _Bar:
             TextColumn("left"),
             console=_console(stderr=True),
         )
-        self._total = began.epochs * began.images
-        self._done = (began.first_epoch - 1) * began.images
-        self._task: TaskID = self._progress.add_task(self._title(began.first_epoch), total=self._total, figures="")
-        self._progress.update(self._task, completed=self._done)
+        self._task: TaskID = self._progress.add_task(
+            self._title(began.first_epoch),
+            total=began.epochs * began.images,
+            completed=(began.first_epoch - 1) * began.images,
+            figures="",
+        )
         self._progress.start()
 
     def update(self, event: StepProgress | EpochDone) -> None:

@@ -45,9 +45,16 @@ class DownloadError(UserError):
 
 
 class NumericError(UserError):
-    """A loss that is not a finite number."""
+    """A loss or an output that is not a finite number; `what` says in which epoch."""
 
     exit_code = 6
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            what,
+            "Epochs completed before this one are kept. Lower the learning rate (--set train_poe.learning_rate=... or "
+            "distill.learning_rate=...) and start anew with --force.",
+        )
 
 
 class StorageError(UserError):

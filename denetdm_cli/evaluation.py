@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from denetdm_cli.data.batches import Batches
+from denetdm_cli.data.store import EVALUATION, StoredDataset, require_groups
+from denetdm_cli.errors import DataError, NumericError
+from denetdm_cli.methods.base import Method
 
 Parts = dict[str, NDArray[np.int64] | None]
 
@@ -115,11 +118,6 @@ def group_metrics(
     }
 
 
-def overlap(part: str, other: str) -> bool:
-    """Whether two parts of a data set share images: `evaluation` consists of `valid` and `test`."""
-    return part == other or ("evaluation" in (part, other) and "train" not in (part, other))
-
-
 def divide(target: NDArray[np.integer[Any]], bias: NDArray[np.integer[Any]]) -> Parts:
     """Divide an evaluation split into a fixed tenth to select on, `valid`, and the other nine tenths, `test`.
 
@@ -137,6 +135,50 @@ def divide(target: NDArray[np.integer[Any]], bias: NDArray[np.integer[Any]]) -> 
         chosen.append(random.permutation(members)[:tenth])
     valid = np.sort(np.concatenate(chosen))
     return {"evaluation": None, "valid": valid, "test": np.setdiff1d(np.arange(len(target)), valid)}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The evaluation split on the device, and the parts it is divided into.
+
+    Attributes:
+        batches: every image of the split.
+        classes: number of classes and of bias values.
+        parts: as `divide` gives them.
+    """
+
+    batches: Batches
+    classes: int
+    parts: Parts
+
+    @staticmethod
+    def of(dataset: StoredDataset, classes: int, device: torch.device) -> "Evaluation":
+        """Bring the evaluation split of a data set to the device.
+
+        Raises:
+            DataError: a group has no image, or all have only one.
+        """
+        split = dataset.splits[EVALUATION]
+        require_groups(split, f"{EVALUATION} of {dataset.path}", classes)
+        parts = divide(split.target, split.bias)
+        if parts["valid"] is None or not len(parts["valid"]):
+            raise DataError(
+                f"{EVALUATION} of {dataset.path} has no group with two images or more, so no part to select on",
+                "Use an evaluation split with at least two images in a group.",
+            )
+        return Evaluation(Batches(split, device), classes, parts)
+
+    def measure(self, method: Method, epoch: int) -> dict[str, dict[str, dict[str, Any]]]:
+        """Metrics by part and predictor, in one pass.
+
+        Raises:
+            NumericError: an output is not finite.
+        """
+        predictions = predict(method.model, method.predict, self.batches)
+        if not all(np.isfinite(confidence).all() for confidence in predictions.confidence.values()):
+            # No loss has seen what the last step of an epoch did, and a checkpoint must not hold what it broke.
+            raise NumericError(f"the outputs are no longer finite after the last step of epoch {epoch}")
+        return {part: predictions.at(rows).metrics(self.classes) for part, rows in self.parts.items()}
 
 
 def _mean(values: NDArray[Any]) -> float | None:

@@ -194,7 +194,7 @@ def finished_stage_1(path: Path) -> RunFolder:
     """The finished stage 1 in a run folder, or the folder of stage 1 itself.
 
     Raises:
-        CheckpointError: there is none, or it is not finished.
+        CheckpointError: there is none, or it is not finished or damaged.
     """
     path = path.resolve()
     folder = next((f for f in (RunFolder(path / "train-poe"), RunFolder(path)) if f.exists), None)
@@ -208,4 +208,5 @@ def finished_stage_1(path: Path) -> RunFolder:
             f"stage 1 in {folder.path} is not finished",
             "Finish it first: the same denetdm train-poe command with --resume.",
         )
+    folder.config()  # a damaged file is found here, as the folder's fault and not as that of an option
     return folder

@@ -12,15 +12,14 @@ import torch
 from denetdm_cli import checkpoint
 from denetdm_cli.config import SELECTION_RULES, Config, SelectionRule, differences, from_mapping
 from denetdm_cli.data.batches import Batches
-from denetdm_cli.data.store import Split, StoredDataset, open_dataset, require_groups
+from denetdm_cli.data.store import EVALUATION, Split, StoredDataset, open_dataset, require_groups
 from denetdm_cli.errors import CheckpointError, ConfigError, DataError
-from denetdm_cli.evaluation import METRICS, Predictions, divide, overlap, predict
+from denetdm_cli.evaluation import METRICS, Predictions, divide, predict
 from denetdm_cli.files import atomic_file
 from denetdm_cli.runs import stage_folders
 from denetdm_cli.runtime import use_threads, versions
-from denetdm_cli.stages import EVALUATION, require_same_data
-
-PARTS = ("evaluation", "valid", "test", "train")
+from denetdm_cli.selection import overlap
+from denetdm_cli.stages import require_same_data
 
 _MAY_DIFFER = ("seed", "device", "threads", "out", "dataset.", "selection", "distill.teacher")
 """Settings in which checkpoints with a common mean may differ; data, rule and teacher are compared by what was used."""
@@ -123,7 +122,7 @@ def score_all(
         device: where to compute.
         open_own: opens the data set of a configuration.
         data: another data set to score all of them on.
-        part: which images, one of `PARTS`; by default those that the checkpoint's selection rule reports on.
+        part: evaluation, valid, test or train; by default what the checkpoint's selection rule reports on.
     Raises:
         UserError: a checkpoint or data set is missing, damaged or does not fit.
     """
@@ -149,7 +148,7 @@ def score_all(
         if (where, split_name) not in batches:
             batches[where, split_name] = Batches(split, device)
         rows = None if chosen == "train" else divide(split.target, split.bias)[chosen]
-        predictions = predict(loaded.model, loaded.predict, batches[where, split_name]).at(rows)
+        predictions = predict(loaded.model, loaded.model.predict, batches[where, split_name]).at(rows)
         yield Score(
             path=path,
             metadata=loaded.metadata,
@@ -157,7 +156,7 @@ def score_all(
             dataset={
                 "path": str(dataset.path),
                 "digest": dataset.digest,
-                "evaluation_digest": dataset.checksums[f"{EVALUATION}/images.npy"],
+                "evaluation_digest": dataset.evaluation_digest,
             },
             metrics=predictions.metrics(classes),
             predictions=predictions,

@@ -1,19 +1,26 @@
 """The two stages from configuration to run folder. They yield events; the console shows them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from denetdm_cli import checkpoint
-from denetdm_cli.config import SELECTION_RULES, Config, SelectionRule, StageConfig, differences
+from denetdm_cli.config import (
+    SELECTION_RULES,
+    Config,
+    DistillConfig,
+    SelectionRule,
+    StageConfig,
+    TrainPoeConfig,
+    differences,
+)
 from denetdm_cli.data.batches import Batches
-from denetdm_cli.data.store import StoredDataset, require_groups
-from denetdm_cli.errors import CheckpointError, ConfigError, DataError, NumericError
-from denetdm_cli.evaluation import Parts, divide, overlap, predict
+from denetdm_cli.data.store import StoredDataset
+from denetdm_cli.errors import CheckpointError, ConfigError
+from denetdm_cli.evaluation import Evaluation
 from denetdm_cli.files import sha256
 from denetdm_cli.methods.base import Method
 from denetdm_cli.methods.distill import Distillation
@@ -22,13 +29,8 @@ from denetdm_cli.models.experts import ProductOfExperts, TargetModel
 from denetdm_cli.optimizer import Adam
 from denetdm_cli.runs import RunFolder
 from denetdm_cli.runtime import derive_seed, resolve_device, use_threads, versions
-from denetdm_cli.training import NUMERIC_REMEDY, EpochEnd, Progress, fit, make_optimizer
-
-EVALUATION = "valid"
-"""The folder on disk that holds the evaluation split; LfF's layout calls it so."""
-
-SELECTED_ON = {"last": None, "valid": "valid", "paper": "evaluation"}
-"""The part of the evaluation split that a rule selects on; `paper` selects on the very images it reports."""
+from denetdm_cli.selection import is_best, provenance
+from denetdm_cli.training import EpochEnd, Progress, fit, make_optimizer
 
 _FREE_IN_STAGE_2 = ("distill.", "model.target.", "selection", "device", "threads", "out", "dataset.root")
 
@@ -64,50 +66,6 @@ Event = Began | Progress | EpochDone | Finished
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """The evaluation split on the device, and the parts it is divided into.
-
-    Attributes:
-        batches: every image of the split.
-        classes: number of classes and of bias values.
-        parts: as `evaluation.divide` gives them.
-    """
-
-    batches: Batches
-    classes: int
-    parts: Parts
-
-    @staticmethod
-    def of(dataset: StoredDataset, classes: int, device: torch.device) -> "Evaluation":
-        """Bring the evaluation split of a data set to the device.
-
-        Raises:
-            DataError: a group has no image, or all have only one.
-        """
-        split = dataset.splits[EVALUATION]
-        require_groups(split, f"{EVALUATION} of {dataset.path}", classes)
-        parts = divide(split.target, split.bias)
-        if parts["valid"] is None or not len(parts["valid"]):
-            raise DataError(
-                f"{EVALUATION} of {dataset.path} has no group with two images or more, so no part to select on",
-                "Use an evaluation split with at least two images in a group.",
-            )
-        return Evaluation(Batches(split, device), classes, parts)
-
-    def measure(self, method: Method, epoch: int) -> dict[str, dict[str, dict[str, Any]]]:
-        """Metrics by part and predictor, in one pass.
-
-        Raises:
-            NumericError: an output is not finite.
-        """
-        predictions = predict(method.model, method.predict, self.batches)
-        if not all(np.isfinite(confidence).all() for confidence in predictions.confidence.values()):
-            # No loss has seen what the last step of an epoch did, and a checkpoint must not hold what it broke.
-            raise NumericError(f"the outputs are no longer finite after the last step of epoch {epoch}", NUMERIC_REMEDY)
-        return {part: predictions.at(rows).metrics(self.classes) for part, rows in self.parts.items()}
-
-
-@dataclass(frozen=True)
 class Stage:
     """One stage, ready to train.
 
@@ -115,7 +73,7 @@ class Stage:
         name: train-poe or distill.
         folder: claimed for `config`.
         method: on the device of `train` and `evaluation`.
-        config: of the whole run; `settings` is the part that is this stage's.
+        config: of the whole run; `settings` is the section of this stage.
         facts: what every result and checkpoint of the stage says besides.
     """
 
@@ -125,8 +83,7 @@ class Stage:
     train: Batches
     evaluation: Evaluation
     config: Config
-    settings: StageConfig
-    selection_metric: str
+    settings: TrainPoeConfig | DistillConfig
     facts: dict[str, Any]
 
 
@@ -141,31 +98,14 @@ def train_poe(config: Config, dataset: StoredDataset, *, resume: bool = False, f
     Raises:
         UserError: whatever keeps it from running.
     """
-    device = resolve_device(config.device)
-    use_threads(config.threads)
-    _require_full_batch(config.train_poe, "train_poe", dataset)
-    evaluation = Evaluation.of(dataset, len(dataset.class_names), device)
     folder = RunFolder(run_path(config, dataset) / "train-poe")
+
+    def method(train: Batches) -> Method:
+        model = ProductOfExperts(config.model, train.shape, len(dataset.class_names), config.seed)
+        return ProductOfExpertsTraining(model.to(train.device))
+
     facts = {"dataset": _describe(dataset)}
-    with folder.claimed(config, resume=resume, force=force):
-        if folder.finished:
-            yield _finished_before(folder, facts)
-            return
-        train = Batches(dataset.splits["train"], device)
-        model = ProductOfExperts(config.model, train.shape, len(dataset.class_names), config.seed).to(device)
-        yield from _run(
-            Stage(
-                name="train-poe",
-                folder=folder,
-                method=ProductOfExpertsTraining(model),
-                train=train,
-                evaluation=evaluation,
-                config=config,
-                settings=config.train_poe,
-                selection_metric=config.train_poe.selection_metric,
-                facts=facts,
-            )
-        )
+    yield from _claim_and_run("train-poe", folder, config, config.train_poe, dataset, facts, method, resume, force)
 
 
 def distill(
@@ -189,44 +129,27 @@ def distill(
     Raises:
         UserError: whatever keeps it from running.
     """
-    device = resolve_device(config.device)
-    use_threads(config.threads)
     _require_same_stage_1(config, teacher_folder)
-    _require_full_batch(config.distill, "distill", dataset)
     rule: SelectionRule = config.selection if config.distill.teacher == "selected" else "last"
     path = teacher_folder.checkpoint(rule)
-    loaded = checkpoint.load_model(path, device)
-    if not isinstance(loaded.model, ProductOfExperts):
+    loaded = checkpoint.load_model(path, torch.device("cpu"))
+    experts = loaded.model
+    if not isinstance(experts, ProductOfExperts):
         raise CheckpointError(f"{path} is not a stage-1 checkpoint", "Give a run folder made by denetdm train-poe.")
     _require_same_teacher(config, loaded.config, path)
     require_same_data(loaded.metadata, dataset, path)
     teacher = {"epoch": loaded.metadata["epoch"], "sha256": sha256(path), "selection": loaded.metadata["selection"]}
-
-    evaluation = Evaluation.of(dataset, len(dataset.class_names), device)
     folder = RunFolder(out / ("distill" if rule == "last" else f"distill-from-{rule}"))
-    facts = {"dataset": _describe(dataset), "teacher": teacher}
-    with folder.claimed(config, resume=resume, force=force):
-        if folder.finished:
-            yield _finished_before(folder, facts)
-            return
-        train = Batches(dataset.splits["train"], device)
+
+    def method(train: Batches) -> Method:
         model = TargetModel(config.model, train.shape, len(dataset.class_names), config.seed)
-        model.start_from(loaded.model.to("cpu"))
-        method = Distillation(model.to(device), loaded.model.to(device), config.distill)
-        method.precompute(train)
-        yield from _run(
-            Stage(
-                name="distill",
-                folder=folder,
-                method=method,
-                train=train,
-                evaluation=evaluation,
-                config=config,
-                settings=config.distill,
-                selection_metric=config.distill.selection_metric,
-                facts=facts,
-            )
-        )
+        model.start_from(experts)
+        distillation = Distillation(model.to(train.device), experts.to(train.device), config.distill)
+        distillation.precompute(train)
+        return distillation
+
+    facts = {"dataset": _describe(dataset), "teacher": teacher}
+    yield from _claim_and_run("distill", folder, config, config.distill, dataset, facts, method, resume, force)
 
 
 def require_same_data(metadata: dict[str, Any], dataset: StoredDataset, path: Path) -> None:
@@ -242,6 +165,30 @@ def require_same_data(metadata: dict[str, Any], dataset: StoredDataset, path: Pa
             f"digest {trained_on[:16]} there, {dataset.digest[:16]} here",
             "Give the data set it was trained on with --data-root; to evaluate on another one, evaluate --data DIR.",
         )
+
+
+def _claim_and_run(
+    name: str,
+    folder: RunFolder,
+    config: Config,
+    settings: TrainPoeConfig | DistillConfig,
+    dataset: StoredDataset,
+    facts: dict[str, Any],
+    method: Callable[[Batches], Method],
+    resume: bool,
+    force: bool,
+) -> Iterator[Event]:
+    """What both stages do once they know what to train: claim the folder, and train unless that was done before."""
+    device = resolve_device(config.device)
+    use_threads(config.threads)
+    _require_full_batch(settings, name.replace("-", "_"), dataset)
+    evaluation = Evaluation.of(dataset, len(dataset.class_names), device)
+    with folder.claimed(config, resume=resume, force=force):
+        if folder.finished:
+            yield _finished_before(folder, facts)
+            return
+        train = Batches(dataset.splits["train"], device)
+        yield from _run(Stage(name, folder, method(train), train, evaluation, config, settings, facts))
 
 
 def _run(stage: Stage) -> Iterator[Event]:
@@ -262,7 +209,7 @@ def _run(stage: Stage) -> Iterator[Event]:
         # equal to the last bit, when the epoch is run again.
         folder.add_record(record)
         for rule in SELECTION_RULES:
-            if _is_best(records, rule, stage.selection_metric):
+            if is_best(records, rule, stage.settings.selection_metric):
                 tensors = method.model.state_dict()
                 checkpoint.save(folder.checkpoint(rule), tensors, _metadata(stage, rule, event.epoch, measured))
         state = checkpoint.training_state(method.model, optimizer)
@@ -330,20 +277,10 @@ def _record(event: EpochEnd, measured: dict[str, dict[str, dict[str, Any]]]) -> 
     }
 
 
-def _is_best(records: list[dict[str, Any]], rule: SelectionRule, metric: str) -> bool:
-    """Whether the newest epoch is the one the rule keeps so far; of equal ones it keeps the first."""
-    part = SELECTED_ON[rule]
-    if part is None:
-        return True
-    predictor, name = metric.split(".")
-    # A figure that needs groups without any image is None; such an epoch is kept only if there is no better one.
-    *before, now = [-1.0 if (value := record[part][predictor][name]) is None else value for record in records]
-    return all(now > value for value in before)
-
-
 def _metadata(stage: Stage, rule: SelectionRule, epoch: int, measured: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """What a checkpoint says of itself. No time of day, so that equal runs write equal bytes."""
-    selection = _selection(stage, rule)
+    teacher = stage.facts.get("teacher", {}).get("selection")
+    selection = provenance(rule, stage.settings.selection_metric, teacher)
     return {
         "stage": stage.name,
         "epoch": epoch,
@@ -355,25 +292,6 @@ def _metadata(stage: Stage, rule: SelectionRule, epoch: int, measured: dict[str,
         "versions": versions(),
         **stage.facts,
         "config": stage.config.model_dump(mode="json"),
-    }
-
-
-def _selection(stage: Stage, rule: SelectionRule) -> dict[str, Any]:
-    """Which images picked the epoch, its teacher's epoch included, and which ones the result is reported on."""
-    selected_on = SELECTED_ON[rule]
-    teacher = stage.facts["teacher"]["selection"] if "teacher" in stage.facts else {}
-    picked_on = sorted({*teacher.get("picked_on", []), *([selected_on] if selected_on else [])})
-    reported_on = "test" if "valid" in picked_on else "evaluation"
-    used_labels = selected_on is not None and not stage.selection_metric.endswith(".accuracy")
-    return {
-        "rule": rule,
-        "teacher_rule": teacher.get("rule"),
-        "metric": None if selected_on is None else stage.selection_metric,
-        "selected_on": selected_on,
-        "picked_on": picked_on,
-        "reported_on": reported_on,
-        "selected_on_test_data": any(overlap(part, reported_on) for part in picked_on),
-        "used_bias_labels": used_labels or teacher.get("used_bias_labels", False),
     }
 
 
@@ -427,7 +345,7 @@ def _describe(dataset: StoredDataset) -> dict[str, Any]:
         "name": dataset.path.name,
         "path": str(dataset.path),
         "digest": dataset.digest,
-        "evaluation_digest": dataset.checksums[f"{EVALUATION}/images.npy"],
+        "evaluation_digest": dataset.evaluation_digest,
         "recipe": dict(dataset.manifest.recipe) if dataset.manifest else None,
         "image_shape": list(dataset.splits["train"].images.shape[1:]),
         "class_names": list(dataset.class_names),

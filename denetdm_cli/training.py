@@ -14,10 +14,6 @@ from denetdm_cli.optimizer import Adam
 from denetdm_cli.runtime import generator
 
 _SECONDS_BETWEEN_EVENTS = 0.2
-NUMERIC_REMEDY = (
-    "Epochs completed before this one are kept. Lower the learning rate (--set train_poe.learning_rate=... or "
-    "distill.learning_rate=...) and start anew with --force."
-)
 
 
 @dataclass(frozen=True)
@@ -126,6 +122,5 @@ def _finite(history: list[torch.Tensor], names: list[str], epoch: int, skipped: 
     step, term = torch.nonzero(~losses.isfinite())[0].tolist()
     raise NumericError(
         f"the loss {names[term]!r} became {float(losses[step, term])} in epoch {epoch}, "
-        f"step {skipped // len(names) + step + 1}",
-        NUMERIC_REMEDY,
+        f"step {skipped // len(names) + step + 1}"
     )

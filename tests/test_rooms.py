@@ -12,7 +12,8 @@ ROOMS = [
     "data.store", "data.sources", "data.recipes", "data.catalog", "data.preview", "data.batches",
     "models.branches", "models.experts",
     "methods.base", "methods.poe", "methods.distill",
-    "evaluation", "optimizer", "checkpoint", "training", "runs", "stages", "scoring", "console", "cli", "__main__",
+    "evaluation", "selection", "optimizer", "checkpoint", "training", "runs", "stages", "scoring",
+    "console", "cli", "__main__",
 ]  # fmt: skip
 """From the bottom to the top; a room may import only from rooms before it."""
 

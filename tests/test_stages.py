@@ -15,11 +15,11 @@ from denetdm_cli.config import Config, from_mapping
 from denetdm_cli.data.recipes import make_coloured_mnist
 from denetdm_cli.data.store import StoredDataset
 from denetdm_cli.errors import CheckpointError, ConfigError, UserError
-from denetdm_cli.evaluation import divide, predict
+from denetdm_cli.evaluation import Evaluation, divide, predict
 from denetdm_cli.methods.distill import Distillation
 from denetdm_cli.models.experts import ProductOfExperts, TargetModel
 from denetdm_cli.runs import RunFolder, finished_stage_1
-from denetdm_cli.stages import EpochDone, Evaluation, Event, Finished
+from denetdm_cli.stages import EpochDone, Event, Finished
 from denetdm_cli.training import fit, make_optimizer
 
 
@@ -151,7 +151,7 @@ def test_each_rule_keeps_the_epoch_it_says(tiny_config: Config, tiny_dataset: St
     evaluation = Evaluation.of(tiny_dataset, 10, torch.device("cpu"))
     split = tiny_dataset.splits["valid"]
     rows = divide(split.target, split.bias)[kept["reported_on"]]
-    again = predict(loaded.model, loaded.predict, evaluation.batches).at(rows).metrics(10)
+    again = predict(loaded.model, loaded.model.predict, evaluation.batches).at(rows).metrics(10)
     assert again == kept["metrics"]
     reported = {k: v for k, v in kept["metrics"]["shallow"].items() if k != "groups"}
     assert reported == records[best - 1][kept["reported_on"]]["shallow"]

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -258,7 +258,7 @@ class _NumpyUnpickler(pickle.Unpickler):
     """An unpickler for plain numpy arrays: any other name in the stream is refused before it is looked up."""
 
     _reconstruct = np.ndarray(0).__reduce__()[0]
-    _admitted = {  # noqa: RUF012
+    _admitted: ClassVar[dict[tuple[str, str], Any]] = {
         ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
         ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
         ("numpy", "ndarray"): np.ndarray,

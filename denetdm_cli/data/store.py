@@ -21,6 +21,8 @@ from denetdm_cli.files import atomic_folder, sha256
 
 MANIFEST = "manifest.json"
 SPLITS = ("train", "valid", "test")
+EVALUATION = "valid"
+"""The folder that holds the evaluation split; LfF's layout calls it so."""
 
 Scalar: TypeAlias = str | int | float | bool | None
 """What a recipe may hold: the JSON values that are not containers."""
@@ -111,6 +113,11 @@ class StoredDataset:
     def bias_names(self) -> tuple[str, ...]:
         """Names of the bias values; their numbers where another tool made the folder."""
         return self.manifest.bias_names if self.manifest else self._numbers("bias")
+
+    @property
+    def evaluation_digest(self) -> str:
+        """SHA-256 of the evaluation images; the same for all conflict ratios of a recipe and seed."""
+        return self.checksums[f"{EVALUATION}/{_IMAGES}"]
 
     def _numbers(self, attribute: str) -> tuple[str, ...]:
         highest = max(int(getattr(split, attribute).max()) for split in self.splits.values())
