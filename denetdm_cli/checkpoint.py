@@ -12,13 +12,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
-from denetdm_cli.config import SELECTION_RULES, Config, SelectionRule, from_mapping
+from denetdm_cli.config import from_mapping
 from denetdm_cli.errors import CheckpointError, ConfigError
 from denetdm_cli.files import atomic_file
 from denetdm_cli.models.experts import ProductOfExperts, TargetModel
 from denetdm_cli.optimizer import Adam
+from denetdm_cli.schema import SELECTION_RULES, Config, SelectionRule
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _METADATA_KEY = "denetdm"
 _NAMES_SHOWN = 4
 _MODELS: dict[str, type[ProductOfExperts] | type[TargetModel]] = {"train-poe": ProductOfExperts, "distill": TargetModel}
@@ -30,7 +31,9 @@ class _DatasetFacts(BaseModel):
     evaluation_digest: str
     image_shape: tuple[PositiveInt, PositiveInt, PositiveInt]
     class_names: list[str] = Field(min_length=1)
-    bias_names: list[str] = Field(min_length=1)
+    bias_names: list[str]
+    evaluation_split: str
+    own_valid_split: bool
 
 
 class _SelectionFacts(BaseModel):
@@ -51,6 +54,7 @@ class _Metadata(BaseModel):
     seed: int
     dataset: _DatasetFacts
     selection: _SelectionFacts
+    reported_metric: str
     versions: dict[str, str]
     config: dict[str, Any]
 

@@ -4,13 +4,12 @@ import errno
 import shlex
 import shutil
 import sys
-from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
-from denetdm_cli import __version__
+from denetdm_cli import __version__, shell
 from denetdm_cli.errors import EXIT_INTERRUPTED, ConfigError, DataError, StorageError, UserError
 
 app = typer.Typer(
@@ -22,6 +21,8 @@ app = typer.Typer(
 )
 configs_app = typer.Typer(help="List, print and copy the shipped configurations.", no_args_is_help=True)
 app.add_typer(configs_app, name="configs")
+
+_CHECKED_SIZE = 64
 
 Rule = Literal["last", "valid", "paper"]
 SetOption = Annotated[
@@ -40,7 +41,7 @@ SelectOption = Annotated[
 ]
 SourceOption = Annotated[
     Path | None,
-    typer.Option(help="Local copy of the raw images: four MNIST idx files or a torchvision root.", metavar="PATH"),
+    typer.Option(help="Local copy of the raw images: a folder, an archive or a CSV file.", metavar="PATH"),
 ]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on from the last completed epoch of a stopped run.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Start anew and delete the run that is there.")]
@@ -92,11 +93,20 @@ def _program(
 
 @app.command("make-data")
 def make_data(
-    dataset: Annotated[str, typer.Argument(help="Name of the data set: coloredmnist.")],
-    ratio: Annotated[list[float] | None, typer.Option(help="Conflict ratio; may be repeated.")] = None,
-    severity: Annotated[int | None, typer.Option(help="1 to 5: the higher, the purer the colours.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the data set.")] = None,
+    dataset: Annotated[str, typer.Argument(help="Name of the data set; denetdm configs ls lists them.")],
     source: SourceOption = None,
+    ratio: Annotated[list[float] | None, typer.Option(help="Conflict ratio; may be repeated.")] = None,
+    severity: Annotated[int | None, typer.Option(help="How strong colour or corruption is; the papers use 4.")] = None,
+    corruptions: Annotated[
+        int | None, typer.Option("--type", help="Corrupted CIFAR-10: which ten corruptions, 0 or 1.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Own images: name of the folder to make.", metavar="NAME")] = None,
+    size: Annotated[int | None, typer.Option(help="Imports: side of the stored images in pixels.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the data set.")] = None,
+    settings: SetOption = None,
+    frost: Annotated[
+        Path | None, typer.Option(help="Corrupted CIFAR-10: local copy of the frost textures.", metavar="DIR")
+    ] = None,
     data_root: DataRootOption = None,
     preview: Annotated[
         Path | None,
@@ -104,34 +114,71 @@ def make_data(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Make it anew, replacing what is there.")] = False,
 ) -> None:
-    """Make a biased data set in the layout of LfF and DeNetDM."""
+    """Make a biased data set, or import one, in the layout of LfF and DeNetDM."""
     from denetdm_cli import config
-    from denetdm_cli.console import say, show_dataset
-    from denetdm_cli.data.preview import contact_sheet
+    from denetdm_cli.tables import show_dataset
 
     if preview is not None:
-        _require_ending(preview, ".png", "--preview")
+        shell.require_ending(preview, ".png", "--preview")
     path = config.preset_path(dataset)
-    shared = {"dataset.severity": severity, "dataset.seed": seed, "dataset.root": data_root}
-    settings = [{**shared, "dataset.ratio": value} for value in (ratio if ratio else (None,))]
-    made = _datasets([_absolute(config.load(path, (), options)).dataset for options in settings], source, force)
+    options = {
+        "dataset.severity": severity,
+        "dataset.type": corruptions,
+        "dataset.folder": name,
+        "dataset.size": size,
+        "dataset.seed": seed,
+        "dataset.root": data_root,
+    }
+    wanted = [
+        shell.absolute(config.load(path, settings or (), options | {"dataset.ratio": value})).dataset
+        for value in (ratio if ratio else (None,))
+    ]
+    made = shell.make_or_open(wanted, source, force, frost)
     for stored, new in made:
-        show_dataset(stored, new)
+        groups = source is not None and shell.few_groups(stored)
+        show_dataset(stored, "made now" if new else "was there already", groups=groups)
     if preview is not None:
-        stored = made[0][0]
-        contact_sheet(
-            stored.splits["train"],
-            preview,
-            class_names=stored.class_names,
-            bias_names=stored.bias_names,
-            title=f"{stored.path.name}, train",
-        )
-        say(f"contact sheet of {stored.path.name}: {preview}")
+        shell.draw_sheet(made[0][0], preview)
+
+
+@app.command()
+def validate(
+    data: Annotated[
+        Path, typer.Argument(help="A data set folder, or images to be: class folders, a CSV file, an archive.")
+    ],
+    preview: Annotated[
+        Path | None, typer.Option(help="Where to draw a contact sheet (default: DATA-sheet.png here).", metavar="FILE")
+    ] = None,
+    settings: SetOption = None,
+) -> None:
+    """Check a data set folder, or images before they are imported, and show what is in it."""
+    import tempfile
+
+    from denetdm_cli import config
+    from denetdm_cli.data.store import looks_like_dataset, open_dataset
+    from denetdm_cli.tables import show_dataset
+
+    sheet = preview or Path(f"{data.resolve().name.partition('.')[0]}-sheet.png")
+    shell.require_ending(sheet, ".png", "--preview")
+    if looks_like_dataset(data):
+        stored = open_dataset(data, thorough=True)
+        show_dataset(stored, "sound", groups=True)
+        shell.draw_sheet(stored, sheet)
+        return
+    with tempfile.TemporaryDirectory(prefix="denetdm-") as scratch:
+        options = {"dataset.root": scratch, "dataset.folder": "checked", "dataset.size": _CHECKED_SIZE}
+        wanted = config.load(config.preset_path("folder"), settings or (), options).dataset
+        ((stored, _),) = shell.make_or_open([wanted], data, force=False)
+        state = f"what make-data folder --source {shell.as_typed(data)} makes, here at a small size"
+        show_dataset(stored, state, groups=True)
+        shell.draw_sheet(stored, sheet)
 
 
 @app.command("train-poe")
 def train_poe(
-    dataset: Annotated[str | None, typer.Option(help="Preset by name: coloredmnist.", metavar="NAME")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Preset by name, such as coloredmnist; denetdm configs ls.", metavar="NAME")
+    ] = None,
     config_file: Annotated[
         Path | None, typer.Option("--config", help="A YAML file of your own.", metavar="FILE")
     ] = None,
@@ -149,7 +196,7 @@ def train_poe(
     force: ForceOption = False,
 ) -> None:
     """Stage 1: train a shallow and a deep branch as a product of experts."""
-    from denetdm_cli import console, stages
+    from denetdm_cli import stages, tables
     from denetdm_cli.runtime import resolve_device
 
     options = {
@@ -162,11 +209,11 @@ def train_poe(
         "device": device,
         "out": out,
     }
-    resolved = _absolute(_load(dataset, config_file, settings, options))
+    resolved = shell.absolute(shell.load_config(dataset, config_file, settings, options))
     resolve_device(resolved.device)  # refused before any data is made
-    stored = _dataset(resolved.dataset, source)
-    finished = _train(stages.train_poe(resolved, stored, resume=resume, force=force))
-    console.show_finished(finished, resolved.selection, f"denetdm distill {_shown(finished.folder.parent)}")
+    stored = shell.the_dataset(resolved.dataset, source)
+    finished = shell.train(stages.train_poe(resolved, stored, resume=resume, force=force))
+    tables.show_finished(finished, resolved.selection, f"denetdm distill {shell.as_typed(finished.folder.parent)}")
 
 
 @app.command()
@@ -185,7 +232,7 @@ def distill(
     force: ForceOption = False,
 ) -> None:
     """Stage 2: distil the target model from a finished stage 1."""
-    from denetdm_cli import config, console, stages
+    from denetdm_cli import config, console, stages, tables
     from denetdm_cli.runs import finished_stage_1
     from denetdm_cli.runtime import resolve_device
 
@@ -199,13 +246,14 @@ def distill(
         "out": out,
     }
     stage_1 = finished_stage_1(run)
-    resolved = _absolute(config.load(stage_1.config_file, settings or (), options))
+    resolved = shell.absolute(config.load(stage_1.config_file, settings or (), options))
     resolve_device(resolved.device)  # refused before any data is made
-    stored = _dataset(resolved.dataset, source)
+    stored = shell.the_dataset(resolved.dataset, source)
     moved = out is not None or any(setting.partition("=")[0].strip() == "out" for setting in settings or ())
+    console.show_warnings(stages.separation_warnings(resolved, stage_1))
     home = stages.run_path(resolved, stored) if moved else stage_1.path.parent
-    finished = _train(stages.distill(resolved, stored, stage_1, home, resume=resume, force=force))
-    console.show_finished(finished, resolved.selection, f"denetdm evaluate {_shown(finished.folder)}")
+    finished = shell.train(stages.distill(resolved, stored, stage_1, home, resume=resume, force=force))
+    tables.show_finished(finished, resolved.selection, f"denetdm evaluate {shell.as_typed(finished.folder)}")
 
 
 @app.command()
@@ -224,13 +272,13 @@ def evaluate(
     predictions: Annotated[Path | None, typer.Option(help="Write one row an image.", metavar="FILE.csv")] = None,
 ) -> None:
     """Report accuracies by group; several checkpoints give mean and standard deviation."""
-    from denetdm_cli import console, scoring
+    from denetdm_cli import console, scoring, tables
     from denetdm_cli.data.catalog import folder
     from denetdm_cli.runtime import resolve_device
 
     def open_own(config: Any) -> Any:
         root = {} if data_root is None else {"root": data_root}
-        config = _absolute(config.model_copy(update={"dataset": config.dataset.model_copy(update=root)}))
+        config = shell.absolute(config.model_copy(update={"dataset": config.dataset.model_copy(update=root)}))
         trained_on = folder(config.dataset)
         if data_root is None and not trained_on.exists():
             # A checkpoint may come from anywhere: what it says of folders is no reason to write there.
@@ -239,13 +287,13 @@ def evaluate(
                 "Give the folder that holds it with --data-root (it is made there if it is missing), or evaluate on "
                 "another data set with --data DIR.",
             )
-        ((stored, made),) = _datasets([config.dataset], source=source, force=False)
+        ((stored, made),) = shell.make_or_open([config.dataset], source=source, force=False)
         if made:
             console.say(f"data set {stored.path} made now")
         return stored
 
     if predictions is not None:
-        _require_ending(predictions, ".csv", "--predictions")
+        shell.require_ending(predictions, ".csv", "--predictions")
     paths = [scoring.find_checkpoint(run, select) for run in runs]
     scores = list(scoring.score_all(paths, resolve_device(device), open_own, data=data, part=split))
     summary = scoring.summarise(scores)
@@ -255,7 +303,7 @@ def evaluate(
     if as_json:
         console.show_json({"results": [score.to_json() for score in scores], "summary": summary})
     else:
-        console.show_scores(scores, summary)
+        tables.show_scores(scores, summary)
 
 
 @configs_app.command("ls")
@@ -293,72 +341,3 @@ def configs_cp(
     with atomic_file(destination) as temporary:
         shutil.copyfile(source, temporary)
     typer.echo(f"{destination}: use it with denetdm train-poe --config {shlex.quote(str(destination))}")
-
-
-def _load(dataset: str | None, file: Path | None, settings: list[str] | None, options: dict[str, Any]) -> Any:
-    from denetdm_cli import config
-
-    if dataset is not None and file is None:
-        return config.load(config.preset_path(dataset), settings or (), options)
-    if file is not None and dataset is None:
-        return config.load(file, settings or (), options)
-    raise ConfigError(
-        "give either --dataset NAME or --config FILE",
-        f"Presets: {', '.join(config.preset_names())}. For example: denetdm train-poe --dataset coloredmnist",
-    )
-
-
-def _absolute(config: Any) -> Any:
-    """Pin relative folders to where the command was run, so that later commands work from anywhere."""
-
-    def pinned(folder: str) -> str:
-        try:
-            return str(Path(folder).expanduser().resolve())
-        except RuntimeError as error:
-            raise ConfigError(f"the folder {folder!r}: {error}", "Give a path without ~.") from None
-
-    dataset = config.dataset.model_copy(update={"root": pinned(config.dataset.root)})
-    return config.model_copy(update={"dataset": dataset, "out": pinned(config.out)})
-
-
-def _datasets(wanted: list[Any], source: Path | None, force: bool) -> list[tuple[Any, bool]]:
-    from denetdm_cli.console import say
-    from denetdm_cli.data.catalog import ensure_datasets
-
-    try:
-        return ensure_datasets(wanted, source=source, force=force, say=say)
-    except KeyboardInterrupt:
-        say("stopped; nothing is half-made")
-        raise typer.Exit(EXIT_INTERRUPTED) from None
-
-
-def _dataset(wanted: Any, source: Path | None) -> Any:
-    """Open a data set, or make it where it is missing, and say which."""
-    from denetdm_cli.console import say
-
-    ((stored, made),) = _datasets([wanted], source, force=False)
-    say(f"data set {stored.path} {'made now' if made else 'is there already'}")
-    return stored
-
-
-def _train(events: Any) -> Any:
-    from denetdm_cli.console import follow
-
-    again = shlex.join(["denetdm", *(arg for arg in sys.argv[1:] if arg not in ("--resume", "--force"))])
-    try:
-        with closing(events):  # lets go of the run folder
-            return follow(events, again)
-    except KeyboardInterrupt:
-        raise typer.Exit(EXIT_INTERRUPTED) from None
-
-
-def _require_ending(path: Path, ending: str, option: str) -> None:
-    """Refuse to replace a file of another kind."""
-    if path.is_file() and path.suffix.lower() != ending:
-        raise ConfigError(f"{option} {path}: there is another file of that name", f"Give a name that ends in {ending}.")
-
-
-def _shown(path: Path) -> str:
-    """A path as one would type it here."""
-    here = Path.cwd()
-    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))

@@ -1,4 +1,4 @@
-"""One typed, frozen configuration: a YAML preset or file, then `--set` and plain options on top."""
+"""How a configuration is read: a YAML preset or file, then `--set` and plain options on top."""
 
 import difflib
 import re
@@ -6,110 +6,23 @@ import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeGuard
 
 import yaml
-from annotated_types import Ge, Gt, Le, Lt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from denetdm_cli.errors import ConfigError
-
-SelectionRule = Literal["last", "valid", "paper"]
-SELECTION_RULES: tuple[SelectionRule, ...] = typing.get_args(SelectionRule)
+from denetdm_cli.schema import KINDS, Config
 
 _SHOWN_LENGTH = 80
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class DatasetConfig(_Section):
-    """The data set and the settings it is made with."""
-
-    name: Literal["coloredmnist"]
-    root: str
-    ratio: float = Field(gt=0, lt=1)
-    severity: int = Field(ge=1, le=5)
-    seed: int = Field(ge=0, lt=2**32)
-
-
-class BranchConfig(_Section):
-    """One branch: `depth` linear layers up to and including the head, `width` units a hidden layer."""
-
-    name: Literal["mlp"]
-    depth: int = Field(ge=2, le=100)
-    width: int = Field(ge=1, le=16384)
-
-
-class ModelConfig(_Section):
-    """The three branches; their last hidden widths must agree, for they share one head."""
-
-    shallow: BranchConfig
-    deep: BranchConfig
-    target: BranchConfig
-
-    @model_validator(mode="after")
-    def _one_feature_width(self) -> "ModelConfig":
-        widths = {name: getattr(self, name).width for name in type(self).model_fields}
-        if len(set(widths.values())) > 1:
-            found = ", ".join(f"{name}.width={width}" for name, width in widths.items())
-            raise ValueError(f"the branches share one head and must end in the same width, but {found}")
-        return self
-
-
-class StageConfig(_Section):
-    """What both stages have: Adam with coupled weight decay and a constant learning rate."""
-
-    epochs: int = Field(ge=1)
-    batch_size: int = Field(ge=1)
-    learning_rate: float = Field(gt=0)
-    weight_decay: float = Field(ge=0)
-    drop_last: bool
-
-
-class TrainPoeConfig(StageConfig):
-    """Stage 1 (paper section 3.1)."""
-
-    selection_metric: Literal[
-        "shallow.conflicting", "shallow.unbiased", "shallow.worst_group", "shallow.accuracy",
-        "product.conflicting", "product.unbiased", "product.worst_group", "product.accuracy",
-    ]  # fmt: skip
-
-
-class DistillConfig(StageConfig):
-    """Stage 2 (paper section 3.2)."""
-
-    selection_metric: Literal["target.unbiased", "target.conflicting", "target.worst_group", "target.accuracy"]
-    teacher: Literal["selected", "last"]
-    w_poe: float = Field(ge=0)
-    w_dist: float = Field(ge=0)
-    tau: float = Field(gt=0)
-
-    @model_validator(mode="after")
-    def _some_loss(self) -> "DistillConfig":
-        if self.w_poe == 0 and self.w_dist == 0:
-            raise ValueError("w_poe and w_dist are both 0, so there is nothing to train; set one above 0")
-        return self
-
-
-class Config(_Section):
-    """Everything a run depends on."""
-
-    dataset: DatasetConfig
-    model: ModelConfig
-    train_poe: TrainPoeConfig
-    distill: DistillConfig
-    selection: SelectionRule
-    seed: int = Field(ge=0, lt=2**63)
-    device: str = Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
-    threads: int = Field(ge=0, le=1024)
-    out: str
-
-    def to_yaml(self) -> str:
-        """The resolved configuration as YAML that `load` reads back to an equal object."""
-        return yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
+def to_yaml(config: Config) -> str:
+    """The resolved configuration as YAML that `load` reads back to an equal object."""
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
 
 
 def preset_folder() -> Path:
@@ -270,19 +183,51 @@ def _validate(tree: dict[str, Any], origin: str, problems: list[str]) -> Config:
 
 
 def _explain(details: ErrorDetails) -> str:
-    key = ".".join(str(part) for part in details["loc"]) or "(whole configuration)"
+    key, owner, field = _place(details["loc"])
     value, kind = details["input"], details["type"]
     if kind == "extra_forbidden":
-        known = [name for name, _ in _fields(Config)]
         section = key.rpartition(".")[0]
-        beside = ", ".join(name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == section)
-        return f"{key}: unknown key (value {_shown(value)}); {section or 'the top'} has {beside}{_nearest(key, known)}"
-    if kind == "missing":
-        return f"{key}: missing; must be {_allowed(key)}"
+        beside = ", ".join(owner.model_fields)
+        near = _nearest(key, [f"{section}.{name}".strip(".") for name in owner.model_fields]) or _nearest(key, _keys())
+        return f"{key}: unknown key (value {_shown(value)}); {section or 'the top'} has {beside}{near}"
     if kind == "value_error":
         return f"{key}: {details['ctx']['error']}"
-    hint = _nearest(value, _choices(key)) if isinstance(value, str) else ""
-    return f"{key}: {_shown(value)} is not allowed; must be {_allowed(key)}{hint}"
+    if kind.startswith("union_tag"):
+        name = value.get("name") if isinstance(value, Mapping) else None
+        choices = _kinds(key)
+        said = f"{key}.name: {_shown(name)} is not allowed" if name is not None else f"{key}.name: missing"
+        return f"{said}; must be one of {', '.join(choices)}{_nearest(name, choices) if isinstance(name, str) else ''}"
+    if kind == "missing":
+        return f"{key}: missing; must be {_allowed(field, key)}"
+    hint = _nearest(value, _choices(field, key)) if isinstance(value, str) else ""
+    return f"{key}: {_shown(value)} is not allowed; must be {_allowed(field, key)}{hint}"
+
+
+def _place(location: tuple[int | str, ...]) -> tuple[str, type[BaseModel], FieldInfo | None]:
+    """Where an error is: the dotted key, the section it lies in, and its field (None for an unknown key)."""
+    owner: type[BaseModel] = Config
+    section: type[BaseModel] | None = Config
+    field: FieldInfo | None = None
+    key = ""
+    for part in map(str, location):
+        if section is None:
+            section = KINDS.get(key, {}).get(part)  # None for a place within a value: the key says enough
+            continue
+        owner, field = section, section.model_fields.get(part)
+        key = f"{key}.{part}".strip(".")
+        if field is None:
+            break
+        section = field.annotation if _is_section(field.annotation) else None
+    return key or "(whole configuration)", owner, field
+
+
+def _is_section(annotation: Any) -> TypeGuard[type[BaseModel]]:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _kinds(key: str) -> list[str]:
+    names = list(KINDS[key])
+    return [*names[:-1], "a classifier of torchvision such as resnet18"] if names[-1] == "torchvision" else names
 
 
 def _shown(value: object) -> str:
@@ -306,39 +251,64 @@ def _nearest(word: str, known: Iterable[str]) -> str:
     return ""
 
 
-def _fields(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key and pydantic field of everything a section holds, sections included."""
+def _keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    """Dotted names of all keys, those of every kind of section included."""
+    found: list[str] = []
     for name, field in section.model_fields.items():
-        yield prefix + name, field
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _fields(field.annotation, f"{prefix}{name}.")
+        key = prefix + name
+        found.append(key)
+        inner = list(KINDS[key].values()) if key in KINDS else [field.annotation]
+        for kind in inner:
+            if _is_section(kind):
+                found += [each for each in _keys(kind, f"{key}.") if each not in found]
+    return found
 
 
-def _choices(key: str) -> list[str]:
-    if key == "device":
-        return ["auto", "cpu", "cuda", "mps"]
-    annotation = dict(_fields(Config))[key].annotation
-    return [str(choice) for choice in typing.get_args(annotation)] if typing.get_origin(annotation) is Literal else []
+def _choices(field: FieldInfo | None, key: str) -> list[str]:
+    if field is None or key == "device":
+        return ["auto", "cpu", "cuda", "mps"] if field else []
+    kinds = typing.get_args(field.annotation) if _is_union(field.annotation) else (field.annotation,)
+    return [str(value) for kind in kinds if typing.get_origin(kind) is Literal for value in typing.get_args(kind)]
 
 
-def _allowed(key: str) -> str:
+def _allowed(field: FieldInfo | None, key: str) -> str:
     """What a key may hold, in words."""
-    field = dict(_fields(Config))[key]
-    if key == "device":
-        return "auto, cpu, cuda, cuda:N or mps"
-    if choices := _choices(key):
-        return "one of " + ", ".join(choices)
-    if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-        return "a section with the keys " + ", ".join(field.annotation.model_fields)
-    words = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text, if need be in quotes"}
-    if isinstance(field.annotation, types.UnionType):
-        return " or ".join(words.get(kind, str(kind)) for kind in typing.get_args(field.annotation))
+    if field is None:
+        return "a known key"
+    if field.description:
+        return field.description
+    if key in KINDS:
+        return f"a section with a name, one of {', '.join(_kinds(key))}, and the keys that go with it"
+    return _words(field.annotation, field.metadata)
+
+
+def _words(annotation: Any, metadata: Iterable[Any] = ()) -> str:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        return _words(arguments[0], arguments[1:])
+    if _is_union(annotation):
+        return " or ".join(_words(kind) for kind in arguments)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, arguments))}" if len(arguments) > 1 else str(arguments[0])
+    rules = [rule for given in metadata for rule in (given.metadata if isinstance(given, FieldInfo) else [given])]
+    if origin is list:
+        length = next((rule.min_length for rule in rules if isinstance(rule, MinLen)), "several")
+        each = _words(arguments[0]).removeprefix("a finite number").strip()
+        return f"a list of {length} numbers {each}".strip()
+    if _is_section(annotation):
+        return "a section with the keys " + ", ".join(annotation.model_fields)
+    words = {int: "a whole number", float: "a finite number", bool: "true or false", type(None): "null"}
+    words[str] = "text, if need be in quotes"
     bounds: list[str] = []
-    for rule in field.metadata:
+    for rule in rules:
         for kind, word in ((Ge, "at least"), (Gt, "above"), (Le, "at most"), (Lt, "below")):
             if isinstance(rule, kind):
                 bounds.append(f"{word} {getattr(rule, kind.__name__.lower())}")
-    return " ".join([words[field.annotation], " and ".join(bounds)]).strip()
+    return " ".join([words[annotation], " and ".join(bounds)]).strip()
+
+
+def _is_union(annotation: Any) -> bool:
+    return typing.get_origin(annotation) in (types.UnionType, typing.Union)
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:

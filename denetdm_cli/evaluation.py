@@ -10,13 +10,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from denetdm_cli.data.batches import Batches
-from denetdm_cli.data.store import EVALUATION, StoredDataset, require_groups
+from denetdm_cli.data.store import Split, StoredDataset
 from denetdm_cli.errors import DataError, NumericError
 from denetdm_cli.methods.base import Method
+from denetdm_cli.schema import DataConfig
 
-Parts = dict[str, NDArray[np.int64] | None]
+Parts = dict[str, tuple[str, NDArray[np.int64] | None]]
+"""Part to the name of its split and sorted positions there; None is the whole split."""
 
-METRICS = ("unbiased", "accuracy", "aligned", "conflicting", "worst_group")
+METRICS = ("unbiased", "accuracy", "aligned", "conflicting", "worst_group", "worst_class")
+LABEL_METRICS = ("accuracy", "worst_class")
+"""Those that need no bias labels."""
+
 _HOLDOUT_SHARE = 0.1
 _HOLDOUT_SEED = 0
 
@@ -28,14 +33,14 @@ class Predictions:
     Attributes:
         index: (N,) int64, positions in the split.
         target: (N,) int64, true classes.
-        bias: (N,) int64, bias attributes.
+        bias: (N,) int64, bias attributes; None without bias labels.
         predicted: predictor to (N,) int64, predicted classes.
         confidence: predictor to (N,) float32, softmax probability of the predicted class.
     """
 
     index: NDArray[np.int64]
     target: NDArray[np.int64]
-    bias: NDArray[np.int64]
+    bias: NDArray[np.int64] | None
     predicted: dict[str, NDArray[np.int64]]
     confidence: dict[str, NDArray[np.float32]]
 
@@ -46,17 +51,38 @@ class Predictions:
         return Predictions(
             self.index[rows],
             self.target[rows],
-            self.bias[rows],
+            None if self.bias is None else self.bias[rows],
             {name: values[rows] for name, values in self.predicted.items()},
             {name: values[rows] for name, values in self.confidence.items()},
         )
 
-    def metrics(self, classes: int) -> dict[str, dict[str, Any]]:
+    def metrics(self, groups: "Groups") -> dict[str, dict[str, Any]]:
         """Per predictor, the result of `group_metrics`."""
         return {
-            name: group_metrics(self.target, self.bias, predicted, classes)
-            for name, predicted in self.predicted.items()
+            name: group_metrics(self.target, self.bias, predicted, groups) for name, predicted in self.predicted.items()
         }
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The (target, bias) groups of a data set.
+
+    Attributes:
+        classes: number of target classes.
+        biases: number of bias values.
+        aligned: (classes,) the bias value tied to each class; empty without bias labels.
+    """
+
+    classes: int
+    biases: int
+    aligned: tuple[int, ...]
+
+    @staticmethod
+    def of(dataset: StoredDataset, classes: int | None = None) -> "Groups":
+        """Those of a data set, with as many classes as it says or as are given."""
+        classes = classes or len(dataset.class_names)
+        aligned = dataset.aligned if dataset.manifest else tuple(range(classes))
+        return Groups(classes, max(len(dataset.bias_names), 1), aligned)
 
 
 @torch.inference_mode()
@@ -71,7 +97,7 @@ def predict(model: nn.Module, predictors: Callable[[Tensor], Mapping[str, Tensor
     was_training = model.training
     model.eval()
     columns: dict[str, list[tuple[Tensor, Tensor]]] = {}
-    for batch in batches.in_order(1000):
+    for batch in batches.in_order():
         for name, logits in predictors(batch.x).items():
             confidence, predicted = logits.softmax(dim=1).max(dim=1)
             columns.setdefault(name, []).append((predicted, confidence))
@@ -86,99 +112,138 @@ def predict(model: nn.Module, predictors: Callable[[Tensor], Mapping[str, Tensor
 
 
 def group_metrics(
-    target: NDArray[np.int64], bias: NDArray[np.int64], predicted: NDArray[np.int64], classes: int
+    target: NDArray[np.int64], bias: NDArray[np.int64] | None, predicted: NDArray[np.int64], groups: Groups
 ) -> dict[str, Any]:
     """Accuracies of one predictor, as shares between 0 and 1; groups without images are left out of every mean.
 
     Args:
         target: (N,) true classes.
-        bias: (N,) bias attributes, below `classes`.
+        bias: (N,) bias attributes; None without bias labels.
         predicted: (N,) predicted classes.
-        classes: number of classes and of bias values.
+        groups: what groups there can be.
     Returns:
-        `unbiased`, `aligned`, `conflicting`: mean accuracy over all, diagonal and off-diagonal groups, as in DeNetDM's
-        evaluation; `accuracy`: sample-weighted; `worst_group`: the lowest, with `worst_group_of` its [target, bias];
-        `groups`: (classes, classes) accuracies by [target][bias]. None where there is no image to judge by.
+        `unbiased`, `aligned`, `conflicting`: mean accuracy over all groups, those whose bias value is tied to their
+        class, and the others, as in DeNetDM's evaluation; `accuracy`: sample-weighted; `worst_group` and `worst_class`:
+        the lowest, with `worst_group_of` its [target, bias] and `worst_class_of` its target; `groups`: (classes,
+        biases) accuracies by [target][bias]. None where there are no images or no bias labels to judge by.
     """
-    group = target * classes + bias
-    total = np.bincount(group, minlength=classes * classes)
-    correct = np.bincount(group[predicted == target], minlength=classes * classes)
-    present = total > 0
-    share = np.divide(correct, total, out=np.full(classes * classes, np.nan), where=present)
-    diagonal = np.eye(classes, dtype=bool).ravel()
-    worst = int(np.nanargmin(share)) if present.any() else None
-    return {
-        "unbiased": _mean(share[present]),
+    by_class = _shares(target, predicted == target, groups.classes)
+    metrics: dict[str, Any] = dict.fromkeys((*METRICS, "worst_group_of", "groups"))
+    metrics |= {
         "accuracy": _mean(predicted == target),
-        "aligned": _mean(share[present & diagonal]),
-        "conflicting": _mean(share[present & ~diagonal]),
-        "worst_group": None if worst is None else float(share[worst]),
-        "worst_group_of": None if worst is None else [worst // classes, worst % classes],
-        "groups": [[None if np.isnan(s) else s for s in row] for row in share.reshape(classes, classes).tolist()],
+        "worst_class": _lowest(by_class),
+        "worst_class_of": int(np.nanargmin(by_class)) if len(target) else None,
+    }
+    if bias is None:
+        return metrics
+    share = _shares(target * groups.biases + bias, predicted == target, groups.classes * groups.biases)
+    present = ~np.isnan(share)
+    tied = np.zeros((groups.classes, groups.biases), dtype=bool)
+    for label, value in enumerate(groups.aligned):
+        tied[label, value : value + 1] = True  # a value that no image has is in no column
+    return metrics | {
+        "unbiased": _mean(share[present]),
+        "aligned": _mean(share[present & tied.ravel()]),
+        "conflicting": _mean(share[present & ~tied.ravel()]),
+        "worst_group": _lowest(share),
+        "worst_group_of": [int(part) for part in divmod(np.nanargmin(share), groups.biases)] if len(target) else None,
+        "groups": [
+            [None if np.isnan(s) else s for s in row] for row in share.reshape(groups.classes, groups.biases).tolist()
+        ],
     }
 
 
-def divide(target: NDArray[np.integer[Any]], bias: NDArray[np.integer[Any]]) -> Parts:
-    """Divide an evaluation split into a fixed tenth to select on, `valid`, and the other nine tenths, `test`.
+def divide(target: NDArray[np.integer[Any]], bias: NDArray[np.integer[Any]] | None) -> tuple[NDArray[np.int64], ...]:
+    """Divide an evaluation split into a fixed tenth to select on and the other nine tenths.
 
-    The tenth is taken from each (target, bias) group, rounded to whole images and at least one of two or more, by a
-    stream of random numbers that is the same on every machine and for every training seed.
+    The tenth is taken from each (target, bias) group, or class without bias labels, rounded to whole images and at
+    least one of two or more, by a stream of random numbers that is the same on every machine and for every seed.
 
     Returns:
-        Sorted positions by part; None, for `evaluation`, is the whole split.
+        Sorted positions of the tenth and of the rest.
     """
     random = np.random.RandomState(_HOLDOUT_SEED)  # its stream is the one that numpy promises never to change
     chosen: list[NDArray[np.int64]] = []
-    for group in np.unique(np.stack([target, bias], axis=1), axis=0):
-        members = np.flatnonzero((target == group[0]) & (bias == group[1]))
+    pairs = np.stack([target, np.zeros_like(target) if bias is None else bias], axis=1)
+    for group in np.unique(pairs, axis=0):
+        members = np.flatnonzero((pairs == group).all(axis=1))
         tenth = max(round(len(members) * _HOLDOUT_SHARE), 1 if len(members) > 1 else 0)
         chosen.append(random.permutation(members)[:tenth])
     valid = np.sort(np.concatenate(chosen))
-    return {"evaluation": None, "valid": valid, "test": np.setdiff1d(np.arange(len(target)), valid)}
+    return valid, np.setdiff1d(np.arange(len(target)), valid)
+
+
+def parts_of(dataset: StoredDataset) -> Parts:
+    """What results can be measured on: `evaluation`, all of the evaluation split; `valid`, to select on; `test`.
+
+    A data set with a split of its own to select on keeps it, and `test` is `evaluation`; another's evaluation split is
+    divided (see `divide`).
+
+    Raises:
+        DataError: nothing is left to select on.
+    """
+    name, split = dataset.evaluation_name, dataset.evaluation
+    if dataset.held_out is not None:
+        return {"evaluation": (name, None), "valid": ("valid", None), "test": (name, None)}
+    valid, test = divide(split.target, split.bias)
+    if not len(valid):
+        raise DataError(
+            f"{name} of {dataset.path} has no group with two images or more, so no part to select on",
+            "Use an evaluation split with at least two images in a group.",
+        )
+    return {"evaluation": (name, None), "valid": (name, valid), "test": (name, test)}
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The evaluation split on the device, and the parts it is divided into.
+    """What a run is evaluated on.
 
     Attributes:
-        batches: every image of the split.
-        classes: number of classes and of bias values.
-        parts: as `divide` gives them.
+        batches: the splits by name.
+        groups: those of the data set.
+        parts: as `parts_of` gives them.
     """
 
-    batches: Batches
-    classes: int
+    batches: dict[str, Batches]
+    groups: Groups
     parts: Parts
 
     @staticmethod
-    def of(dataset: StoredDataset, classes: int, device: torch.device) -> "Evaluation":
-        """Bring the evaluation split of a data set to the device.
+    def of(dataset: StoredDataset, device: torch.device, config: DataConfig) -> "Evaluation":
+        """Bring what a data set is evaluated on to the device.
 
         Raises:
-            DataError: a group has no image, or all have only one.
+            DataError: nothing is left to select on.
         """
-        split = dataset.splits[EVALUATION]
-        require_groups(split, f"{EVALUATION} of {dataset.path}", classes)
-        parts = divide(split.target, split.bias)
-        if parts["valid"] is None or not len(parts["valid"]):
-            raise DataError(
-                f"{EVALUATION} of {dataset.path} has no group with two images or more, so no part to select on",
-                "Use an evaluation split with at least two images in a group.",
-            )
-        return Evaluation(Batches(split, device), classes, parts)
+        parts = parts_of(dataset)
+        splits: dict[str, Split] = {name: dataset.splits[name] for name, _ in parts.values()}
+        batches = {name: Batches(split, device, config) for name, split in splits.items()}
+        return Evaluation(batches, Groups.of(dataset), parts)
 
     def measure(self, method: Method, epoch: int) -> dict[str, dict[str, dict[str, Any]]]:
-        """Metrics by part and predictor, in one pass.
+        """Metrics by part and predictor, in one pass over each split.
 
         Raises:
             NumericError: an output is not finite.
         """
-        predictions = predict(method.model, method.predict, self.batches)
-        if not all(np.isfinite(confidence).all() for confidence in predictions.confidence.values()):
-            # No loss has seen what the last step of an epoch did, and a checkpoint must not hold what it broke.
-            raise NumericError(f"the outputs are no longer finite after the last step of epoch {epoch}")
-        return {part: predictions.at(rows).metrics(self.classes) for part, rows in self.parts.items()}
+        found = {name: predict(method.model, method.predict, batches) for name, batches in self.batches.items()}
+        for predictions in found.values():
+            if not all(np.isfinite(confidence).all() for confidence in predictions.confidence.values()):
+                # No loss has seen what the last step of an epoch did, and a checkpoint must not hold what it broke.
+                raise NumericError(f"the outputs are no longer finite after the last step of epoch {epoch}")
+        return {part: found[name].at(rows).metrics(self.groups) for part, (name, rows) in self.parts.items()}
+
+
+def _shares(group: NDArray[np.int64], correct: NDArray[np.bool_], count: int) -> NDArray[np.float64]:
+    """(count,) share of the images of each group that are correct; NaN where there is none."""
+    total = np.bincount(group, minlength=count)
+    right = np.bincount(group[correct], minlength=count)
+    shares: NDArray[np.float64] = np.divide(right, total, out=np.full(count, np.nan), where=total > 0)
+    return shares
+
+
+def _lowest(shares: NDArray[np.float64]) -> float | None:
+    return None if np.isnan(shares).all() else float(np.nanmin(shares))
 
 
 def _mean(values: NDArray[Any]) -> float | None:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from denetdm_cli import config as configuration
-from denetdm_cli.config import SELECTION_RULES, Config, SelectionRule
 from denetdm_cli.errors import CheckpointError, ConfigError
 from denetdm_cli.files import PART, folder_lock, naming, write_text
+from denetdm_cli.schema import SELECTION_RULES, Config, SelectionRule
 
-_MAY_DIFFER = ("device", "threads", "out", "dataset.root")
+_MAY_DIFFER = ("device", "threads", "out", "dataset.root", "data.cache")
 """Settings that say where a run happens, not what it computes."""
 
 
@@ -122,7 +122,7 @@ class RunFolder:
             self._clear()
         for leftover in self._leftovers():
             leftover.unlink()
-        write_text(self.config_file, config.to_yaml())
+        write_text(self.config_file, configuration.to_yaml(config))
 
     def _has_completed_epochs(self) -> bool:
         """Whether more is there than a stop within the first epoch leaves, which is at most one line."""

@@ -10,18 +10,19 @@ import numpy as np
 import torch
 
 from denetdm_cli import checkpoint
-from denetdm_cli.config import SELECTION_RULES, Config, SelectionRule, differences, from_mapping
+from denetdm_cli.config import differences, from_mapping
 from denetdm_cli.data.batches import Batches
-from denetdm_cli.data.store import EVALUATION, Split, StoredDataset, open_dataset, require_groups
+from denetdm_cli.data.store import Split, StoredDataset, open_dataset
 from denetdm_cli.errors import CheckpointError, ConfigError, DataError
-from denetdm_cli.evaluation import METRICS, Predictions, divide, predict
+from denetdm_cli.evaluation import METRICS, Groups, Predictions, parts_of, predict
 from denetdm_cli.files import atomic_file
+from denetdm_cli.preflight import require_same_data
 from denetdm_cli.runs import stage_folders
 from denetdm_cli.runtime import use_threads, versions
+from denetdm_cli.schema import SELECTION_RULES, Config, SelectionRule
 from denetdm_cli.selection import overlap
-from denetdm_cli.stages import require_same_data
 
-_MAY_DIFFER = ("seed", "device", "threads", "out", "dataset.", "selection", "distill.teacher")
+_MAY_DIFFER = ("seed", "device", "threads", "out", "dataset.", "data.cache", "selection", "distill.teacher")
 """Settings in which checkpoints with a common mean may differ; data, rule and teacher are compared by what was used."""
 
 
@@ -33,7 +34,7 @@ class Score:
         path: the checkpoint.
         metadata: what it says of itself.
         part: evaluation, valid, test or train.
-        dataset: the folder and digest of the data.
+        dataset: the folder and digest of the data, and the names of its classes and bias values.
         metrics: by predictor, as `evaluation.group_metrics` gives them.
         predictions: of every image.
     """
@@ -41,7 +42,7 @@ class Score:
     path: Path
     metadata: dict[str, Any]
     part: str
-    dataset: dict[str, str]
+    dataset: dict[str, Any]
     metrics: dict[str, dict[str, Any]]
     predictions: Predictions
     device: str
@@ -49,8 +50,10 @@ class Score:
     @property
     def on_selection_data(self) -> bool:
         """Whether the epoch, or its teacher's, was picked by its result on some of these very images."""
-        same_images = self.dataset["evaluation_digest"] == self.metadata["dataset"]["evaluation_digest"]
-        return same_images and any(overlap(part, self.part) for part in self.metadata["selection"]["picked_on"])
+        trained_on, picked_on = self.metadata["dataset"], self.metadata["selection"]["picked_on"]
+        same_images = self.dataset["evaluation_digest"] == trained_on["evaluation_digest"]
+        own_valid = trained_on["own_valid_split"]
+        return same_images and any(overlap(part, self.part, own_valid=own_valid) for part in picked_on)
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the single predictions."""
@@ -66,6 +69,7 @@ class Score:
             "trained_with": self.metadata["versions"],
             "device": self.device,
             "versions": versions(),
+            "reported_metric": self.metadata["reported_metric"],
             "metrics": self.metrics,
         }
 
@@ -127,7 +131,7 @@ def score_all(
         UserError: a checkpoint or data set is missing, damaged or does not fit.
     """
     datasets: dict[Path, StoredDataset] = {}
-    batches: dict[tuple[Path, str], Batches] = {}
+    batches: dict[tuple[Path, str, str], Batches] = {}
     for path in paths:
         loaded = checkpoint.load_model(path, device)
         use_threads(loaded.config.threads)
@@ -140,25 +144,26 @@ def score_all(
         if data is None:
             require_same_data(loaded.metadata, dataset, path)
         chosen = part or str(loaded.metadata["selection"]["reported_on"])
-        split_name = "train" if chosen == "train" else EVALUATION
-        split = dataset.splits[split_name]
-        _require_fit(split, dataset, path, trained_on)
-        if split_name == EVALUATION:
-            require_groups(split, f"{split_name} of {dataset.path}", classes)
-        if (where, split_name) not in batches:
-            batches[where, split_name] = Batches(split, device)
-        rows = None if chosen == "train" else divide(split.target, split.bias)[chosen]
-        predictions = predict(loaded.model, loaded.model.predict, batches[where, split_name]).at(rows)
+        split_name, rows = ("train", None) if chosen == "train" else parts_of(dataset)[chosen]
+        _require_fit(dataset.splits[split_name], dataset, path, trained_on)
+        images = loaded.config.data.model_copy(update={"cache": "auto"})  # where it was trained says nothing of here
+        key = (where, split_name, images.model_dump_json())
+        if key not in batches:
+            batches[key] = Batches(dataset.splits[split_name], device, images)
+        predictions = predict(loaded.model, loaded.model.predict, batches[key]).at(rows)
         yield Score(
             path=path,
             metadata=loaded.metadata,
             part=chosen,
             dataset={
                 "path": str(dataset.path),
+                "folder": split_name,
                 "digest": dataset.digest,
                 "evaluation_digest": dataset.evaluation_digest,
+                "class_names": trained_on["class_names"],
+                "bias_names": list(dataset.bias_names if dataset.manifest else trained_on["bias_names"]),
             },
-            metrics=predictions.metrics(classes),
+            metrics=predictions.metrics(Groups.of(dataset, classes)),
             predictions=predictions,
             device=str(device),
         )
@@ -220,7 +225,8 @@ def write_predictions(path: Path, scores: Sequence[Score]) -> None:
         for score in scores:
             found = score.predictions
             values = [part[name].tolist() for name in predictors for part in (found.predicted, found.confidence)]
-            rows = zip(found.index.tolist(), found.target.tolist(), found.bias.tolist(), *values, strict=True)
+            bias = [""] * len(found.target) if found.bias is None else found.bias.tolist()
+            rows = zip(found.index.tolist(), found.target.tolist(), bias, *values, strict=True)
             writer.writerows((str(score.path), *row) for row in rows)
 
 
@@ -230,4 +236,10 @@ def _require_fit(split: Split, dataset: StoredDataset, path: Path, trained_on: d
         raise DataError(
             f"{dataset.path} holds images of shape {found}, and {path} was trained on {expected}",
             "Give a data set of the same image size.",
+        )
+    if dataset.manifest is not None and list(dataset.class_names) != trained_on["class_names"]:
+        raise DataError(
+            f"{dataset.path} has the classes {', '.join(dataset.class_names)}, and {path} was trained on "
+            f"{', '.join(trained_on['class_names'])}",
+            "Give a data set with the same classes in the same order.",
         )

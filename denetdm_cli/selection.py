@@ -3,14 +3,24 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from denetdm_cli.config import SelectionRule
+from denetdm_cli.evaluation import LABEL_METRICS
+from denetdm_cli.schema import SelectionRule
 
 SELECTED_ON = {"last": None, "valid": "valid", "paper": "evaluation"}
 """The part of the evaluation split that a rule selects on; `paper` selects on the very images it reports."""
 
 
-def overlap(part: str, other: str) -> bool:
-    """Whether two parts of a data set share images: `evaluation` consists of `valid` and `test`."""
+def overlap(part: str, other: str, *, own_valid: bool = False) -> bool:
+    """Whether two parts of a data set share images.
+
+    Args:
+        part: evaluation, valid, test or train.
+        other: the same.
+        own_valid: whether `valid` is a split of its own; otherwise it and `test` make up `evaluation`.
+    """
+    reported = {"evaluation", "test"}
+    if own_valid:
+        return part == other or {part, other} <= reported
     return part == other or ("evaluation" in (part, other) and "train" not in (part, other))
 
 
@@ -46,7 +56,7 @@ def provenance(rule: SelectionRule, metric: str, teacher: Mapping[str, Any] | No
     teacher = teacher or {}
     picked_on = sorted({*teacher.get("picked_on", []), *([selected_on] if selected_on else [])})
     reported_on = "test" if "valid" in picked_on else "evaluation"
-    used_labels = selected_on is not None and not metric.endswith(".accuracy")
+    used_labels = selected_on is not None and metric.split(".")[1] not in LABEL_METRICS
     return {
         "rule": rule,
         "teacher_rule": teacher.get("rule"),

@@ -6,33 +6,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from denetdm_cli import checkpoint
-from denetdm_cli.config import (
-    SELECTION_RULES,
-    Config,
-    DistillConfig,
-    SelectionRule,
-    StageConfig,
-    TrainPoeConfig,
-    differences,
-)
+from denetdm_cli import checkpoint, separation
 from denetdm_cli.data.batches import Batches
 from denetdm_cli.data.store import StoredDataset
-from denetdm_cli.errors import CheckpointError, ConfigError
+from denetdm_cli.errors import CheckpointError
 from denetdm_cli.evaluation import Evaluation
 from denetdm_cli.files import sha256
 from denetdm_cli.methods.base import Method
 from denetdm_cli.methods.distill import Distillation
 from denetdm_cli.methods.poe import ProductOfExpertsTraining
-from denetdm_cli.models.experts import ProductOfExperts, TargetModel
+from denetdm_cli.models.experts import ProductOfExperts, TargetModel, started_from
 from denetdm_cli.optimizer import Adam
+from denetdm_cli.preflight import (
+    require_full_batch,
+    require_metric,
+    require_same_data,
+    require_same_stage_1,
+    require_same_teacher,
+)
 from denetdm_cli.runs import RunFolder
 from denetdm_cli.runtime import derive_seed, resolve_device, use_threads, versions
+from denetdm_cli.schema import SELECTION_RULES, Config, DistillConfig, SelectionRule, TrainPoeConfig
 from denetdm_cli.selection import is_best, provenance
 from denetdm_cli.training import EpochEnd, Progress, fit, make_optimizer
-
-_FREE_IN_STAGE_2 = ("distill.", "model.target.", "selection", "device", "threads", "out", "dataset.root")
 
 
 @dataclass(frozen=True)
@@ -75,6 +73,7 @@ class Stage:
         method: on the device of `train` and `evaluation`.
         config: of the whole run; `settings` is the section of this stage.
         facts: what every result and checkpoint of the stage says besides.
+        signs: measures, after an epoch, whether the branches separate; None where there are not two.
     """
 
     name: str
@@ -85,6 +84,7 @@ class Stage:
     config: Config
     settings: TrainPoeConfig | DistillConfig
     facts: dict[str, Any]
+    signs: Callable[[], dict[str, Any]] | None
 
 
 def run_path(config: Config, dataset: StoredDataset) -> Path:
@@ -100,8 +100,8 @@ def train_poe(config: Config, dataset: StoredDataset, *, resume: bool = False, f
     """
     folder = RunFolder(run_path(config, dataset) / "train-poe")
 
-    def method(train: Batches) -> Method:
-        model = ProductOfExperts(config.model, train.shape, len(dataset.class_names), config.seed)
+    def method(train: Batches, fresh: bool) -> Method:
+        model = ProductOfExperts(config.model, train.shape, len(dataset.class_names), config.seed, start_weights=fresh)
         return ProductOfExpertsTraining(model.to(train.device))
 
     facts = {"dataset": _describe(dataset)}
@@ -129,42 +129,28 @@ def distill(
     Raises:
         UserError: whatever keeps it from running.
     """
-    _require_same_stage_1(config, teacher_folder)
-    rule: SelectionRule = config.selection if config.distill.teacher == "selected" else "last"
+    require_same_stage_1(config, teacher_folder)
+    rule = _teacher_rule(config)
     path = teacher_folder.checkpoint(rule)
     loaded = checkpoint.load_model(path, torch.device("cpu"))
     experts = loaded.model
     if not isinstance(experts, ProductOfExperts):
         raise CheckpointError(f"{path} is not a stage-1 checkpoint", "Give a run folder made by denetdm train-poe.")
-    _require_same_teacher(config, loaded.config, path)
+    require_same_teacher(config, loaded.config, path)
     require_same_data(loaded.metadata, dataset, path)
-    teacher = {"epoch": loaded.metadata["epoch"], "sha256": sha256(path), "selection": loaded.metadata["selection"]}
+    teacher = {key: loaded.metadata[key] for key in ("epoch", "selection", "separation")} | {"sha256": sha256(path)}
     folder = RunFolder(out / ("distill" if rule == "last" else f"distill-from-{rule}"))
 
-    def method(train: Batches) -> Method:
-        model = TargetModel(config.model, train.shape, len(dataset.class_names), config.seed)
+    def method(train: Batches, fresh: bool) -> Method:
+        model = TargetModel(config.model, train.shape, len(dataset.class_names), config.seed, start_weights=fresh)
         model.start_from(experts)
         distillation = Distillation(model.to(train.device), experts.to(train.device), config.distill)
-        distillation.precompute(train)
+        if not config.data.augments:
+            distillation.precompute(train)
         return distillation
 
     facts = {"dataset": _describe(dataset), "teacher": teacher}
     yield from _claim_and_run("distill", folder, config, config.distill, dataset, facts, method, resume, force)
-
-
-def require_same_data(metadata: dict[str, Any], dataset: StoredDataset, path: Path) -> None:
-    """Refuse a data set that is not the one a checkpoint was trained on.
-
-    Raises:
-        CheckpointError: the digests differ.
-    """
-    trained_on = metadata["dataset"]["digest"]
-    if dataset.digest != trained_on:
-        raise CheckpointError(
-            f"{path} was trained on other data than {dataset.path} holds: "
-            f"digest {trained_on[:16]} there, {dataset.digest[:16]} here",
-            "Give the data set it was trained on with --data-root; to evaluate on another one, evaluate --data DIR.",
-        )
 
 
 def _claim_and_run(
@@ -174,21 +160,44 @@ def _claim_and_run(
     settings: TrainPoeConfig | DistillConfig,
     dataset: StoredDataset,
     facts: dict[str, Any],
-    method: Callable[[Batches], Method],
+    method: Callable[[Batches, bool], Method],
     resume: bool,
     force: bool,
 ) -> Iterator[Event]:
     """What both stages do once they know what to train: claim the folder, and train unless that was done before."""
     device = resolve_device(config.device)
     use_threads(config.threads)
-    _require_full_batch(settings, name.replace("-", "_"), dataset)
-    evaluation = Evaluation.of(dataset, len(dataset.class_names), device)
+    section = name.replace("-", "_")
+    require_full_batch(settings, section, dataset, config.model)
+    evaluation = Evaluation.of(dataset, device, config.data)
+    require_metric(settings, section, dataset, evaluation)
     with folder.claimed(config, resume=resume, force=force):
         if folder.finished:
             yield _finished_before(folder, facts)
             return
-        train = Batches(dataset.splits["train"], device)
-        yield from _run(Stage(name, folder, method(train), train, evaluation, config, settings, facts))
+        train = Batches(dataset.splits["train"], device, config.data, augment=True)
+        fresh = not folder.resume_file.exists()
+        trained = method(train, fresh)
+        start_weights = (
+            started_from(trained.model) if fresh else checkpoint.load(folder.resume_file)[1]["start_weights"]
+        )
+        facts = {**facts, "start_weights": start_weights}
+        signs = _signs(trained.model, train, evaluation)
+        yield from _run(Stage(name, folder, trained, train, evaluation, config, settings, facts, signs))
+
+
+def _signs(model: nn.Module, train: Batches, evaluation: Evaluation) -> Callable[[], dict[str, Any]] | None:
+    """What measures whether the branches of a stage-1 model separate."""
+    if not isinstance(model, ProductOfExperts):
+        return None
+    held = evaluation.batches[evaluation.parts["evaluation"][0]]
+    images = {"train": (train, separation.sample(train)), "evaluation": (held, separation.sample(held))}
+
+    def measure() -> dict[str, Any]:
+        signs = {name: separation.signs(model, batches, index) for name, (batches, index) in images.items()}
+        return {**signs, "warnings": separation.warnings(signs["train"], signs["evaluation"])}
+
+    return measure
 
 
 def _run(stage: Stage) -> Iterator[Event]:
@@ -203,7 +212,7 @@ def _run(stage: Stage) -> Iterator[Event]:
             yield event
             continue
         measured = stage.evaluation.measure(method, event.epoch)
-        record = _record(event, measured)
+        record = _record(event, measured) | ({"separation": stage.signs()} if stage.signs else {})
         records.append(record)
         # The order matters to a run that is killed in between: what is written before the resume state is made again,
         # equal to the last bit, when the epoch is run again.
@@ -211,9 +220,10 @@ def _run(stage: Stage) -> Iterator[Event]:
         for rule in SELECTION_RULES:
             if is_best(records, rule, stage.settings.selection_metric):
                 tensors = method.model.state_dict()
-                checkpoint.save(folder.checkpoint(rule), tensors, _metadata(stage, rule, event.epoch, measured))
+                checkpoint.save(folder.checkpoint(rule), tensors, _metadata(stage, rule, record, measured))
         state = checkpoint.training_state(method.model, optimizer)
-        checkpoint.save(folder.resume_file, state, {"epoch": event.epoch, **_origin(stage.facts)})
+        origin = {**_origin(stage.facts), "start_weights": stage.facts["start_weights"]}
+        checkpoint.save(folder.resume_file, state, {"epoch": event.epoch, **origin})
         yield EpochDone(record)
     results = _results(stage, records)
     folder.finish(results)
@@ -277,15 +287,19 @@ def _record(event: EpochEnd, measured: dict[str, dict[str, dict[str, Any]]]) -> 
     }
 
 
-def _metadata(stage: Stage, rule: SelectionRule, epoch: int, measured: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _metadata(
+    stage: Stage, rule: SelectionRule, record: dict[str, Any], measured: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
     """What a checkpoint says of itself. No time of day, so that equal runs write equal bytes."""
     teacher = stage.facts.get("teacher", {}).get("selection")
     selection = provenance(rule, stage.settings.selection_metric, teacher)
     return {
         "stage": stage.name,
-        "epoch": epoch,
+        "epoch": record["epoch"],
         "selection": selection,
         "metrics": measured[selection["reported_on"]],
+        "reported_metric": reported_metric(stage.config),
+        "separation": record.get("separation"),
         "seed": stage.config.seed,
         "device": str(stage.train.device),
         "threads": torch.get_num_threads(),
@@ -298,46 +312,34 @@ def _metadata(stage: Stage, rule: SelectionRule, epoch: int, measured: dict[str,
 def _results(stage: Stage, records: list[dict[str, Any]]) -> dict[str, Any]:
     """results.json, put together from the checkpoints' own metadata."""
     kept = {rule: checkpoint.load(stage.folder.checkpoint(rule))[1] for rule in SELECTION_RULES}
-    shared = {key: value for key, value in kept["last"].items() if key not in ("selection", "metrics", "epoch")}
+    shared = {
+        key: value for key, value in kept["last"].items() if key not in ("selection", "metrics", "epoch", "separation")
+    }
     return {
         **shared,
         "selection": stage.config.selection,
         "epochs": len(records),
         "training_seconds": sum(record["seconds"] for record in records),
         "rules": {
-            rule: {"epoch": metadata["epoch"], **metadata["selection"], "metrics": metadata["metrics"]}
+            rule: {key: metadata[key] for key in ("epoch", "metrics", "separation")} | metadata["selection"]
             for rule, metadata in kept.items()
         },
     }
 
 
-def _require_full_batch(settings: StageConfig, section: str, dataset: StoredDataset) -> None:
-    images = len(dataset.splits["train"].target)
-    if settings.batch_size > images:
-        raise ConfigError(
-            f"{section}.batch_size: {settings.batch_size} is larger than the training split, which has {images} images",
-            "Give a smaller --batch-size.",
-        )
+def separation_warnings(config: Config, teacher_folder: RunFolder) -> list[str]:
+    """What the stage-1 epoch that would be distilled from says of how its branches separated."""
+    separated: dict[str, Any] = teacher_folder.results()["rules"][_teacher_rule(config)]["separation"]
+    return list(separated["warnings"])
 
 
-def _require_same_stage_1(config: Config, teacher: RunFolder) -> None:
-    fixed = [d for d in differences(config, teacher.config()) if not d[0].startswith(_FREE_IN_STAGE_2)]
-    if fixed:
-        lines = "".join(f"\n  {key}: {theirs!r} in stage 1, {ours!r} now" for key, ours, theirs in fixed)
-        raise ConfigError(
-            f"these settings were fixed when stage 1 was trained in {teacher.path}:{lines}",
-            "Leave them out here, or train stage 1 with them first.",
-        )
+def _teacher_rule(config: Config) -> SelectionRule:
+    return config.selection if config.distill.teacher == "selected" else "last"
 
 
-def _require_same_teacher(config: Config, teacher: Config, path: Path) -> None:
-    different = [d for d in differences(config, teacher) if d[0].startswith(("model.shallow.", "model.deep."))]
-    if different:
-        lines = "".join(f"\n  {key}: {theirs!r} there, {ours!r} in config.yaml" for key, ours, theirs in different)
-        raise CheckpointError(
-            f"{path} has another architecture than config.yaml beside it says:{lines}",
-            "Bring back the checkpoint that was trained there, or train stage 1 again with --force.",
-        )
+def reported_metric(config: Config) -> str:
+    """The metric that the literature reports for the data set of a configuration: the one the target is picked by."""
+    return config.distill.selection_metric.split(".")[1]
 
 
 def _describe(dataset: StoredDataset) -> dict[str, Any]:
@@ -350,4 +352,6 @@ def _describe(dataset: StoredDataset) -> dict[str, Any]:
         "image_shape": list(dataset.splits["train"].images.shape[1:]),
         "class_names": list(dataset.class_names),
         "bias_names": list(dataset.bias_names),
+        "evaluation_split": dataset.evaluation_name,
+        "own_valid_split": dataset.held_out is not None,
     }

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import torch
 
-from denetdm_cli.config import StageConfig
 from denetdm_cli.data.batches import Batches
 from denetdm_cli.errors import NumericError
 from denetdm_cli.methods.base import Method
 from denetdm_cli.optimizer import Adam
 from denetdm_cli.runtime import generator
+from denetdm_cli.schema import StageConfig
 
 _SECONDS_BETWEEN_EVENTS = 0.2
 

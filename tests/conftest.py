@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from tests_support import glyph_mnist
 
-from denetdm_cli.config import Config, load, preset_path
-from denetdm_cli.data.recipes import coloured_mnist_folder, make_coloured_mnist
-from denetdm_cli.data.sources import Mnist
+from denetdm_cli.config import load, preset_path
+from denetdm_cli.data.coloredmnist import coloured_mnist_folder, make_coloured_mnist
+from denetdm_cli.data.mnist import Mnist
 from denetdm_cli.data.store import StoredDataset
+from denetdm_cli.schema import Config
 
 
 @pytest.fixture(scope="session")

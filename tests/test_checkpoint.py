@@ -21,7 +21,7 @@ def _saved(path: Path) -> Path:
 
 def test_tensors_and_metadata_come_back(tmp_path: Path) -> None:
     tensors, metadata = checkpoint.load(_saved(tmp_path / "a.safetensors"))
-    assert metadata == {"format_version": 1, "stage": "train-poe"}
+    assert metadata == {"format_version": 2, "stage": "train-poe"}
     assert tensors.keys() == TENSORS.keys()
     assert all(torch.equal(tensors[name], TENSORS[name]) for name in TENSORS)
 

@@ -16,21 +16,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from cli_support import Outcome, call, child, contents, good, no_leftovers, plain, refused
 from PIL import Image
 from safetensors.torch import save_file
 from tests_support import glyph_mnist
 
-from denetdm_cli import __version__, checkpoint, cli, config, console
-from denetdm_cli.data.recipes import coloured_mnist_folder, make_coloured_mnist
-from denetdm_cli.data.sources import MNIST_FILES
+from denetdm_cli import __version__, checkpoint, config, console
+from denetdm_cli.data.coloredmnist import coloured_mnist_folder, make_coloured_mnist
+from denetdm_cli.data.mnist import MNIST_FILES
 from denetdm_cli.data.store import MANIFEST
 from denetdm_cli.files import folder_lock
 from denetdm_cli.methods.poe import ProductOfExpertsTraining
@@ -41,52 +40,6 @@ NAME = "ColoredMNIST-Skewed0.1-Severity4"
 EPOCHS = 3
 
 
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-
-def call(*arguments: object) -> Outcome:
-    """Run a command in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    with (
-        mock.patch.object(sys, "argv", ["denetdm", *map(str, arguments)]),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        pytest.raises(SystemExit) as ended,
-    ):
-        cli.main()
-    assert isinstance(ended.value.code, int)
-    return Outcome(ended.value.code, out.getvalue(), err.getvalue())
-
-
-def good(*arguments: object) -> Outcome:
-    """Run a command that must succeed."""
-    outcome = call(*arguments)
-    assert outcome.code == 0, outcome
-    return outcome
-
-
-def refused(code: int, outcome: Outcome, *words: object) -> None:
-    """It failed as a user's mistake does: this exit code, and these words in what is wrong or in what to do."""
-    assert outcome.code == code, outcome
-    assert outcome.out == ""
-    wrong, found, remedy = outcome.err.partition("\nwhat to do: ")
-    assert found, outcome.err
-    assert re.search(r"^error: \S", wrong, re.MULTILINE)
-    assert len(remedy.strip()) > 10
-    for word in words:
-        assert str(word) in outcome.err
-    assert "Traceback" not in outcome.err
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, hidden or not."""
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-
-
 def models(folder: Path) -> dict[str, Any]:
     """What the checkpoints of a stage hold, but for the place of the run."""
     found = {}
@@ -95,15 +48,6 @@ def models(folder: Path) -> dict[str, Any]:
         metadata["config"].pop("out", None)
         found[file.name] = ({name: tensor.numpy().tobytes() for name, tensor in tensors.items()}, metadata)
     return found
-
-
-def no_leftovers(folder: Path) -> bool:
-    return not [path for path in folder.rglob(".*") if path.suffix in (".part", ".old")]
-
-
-def plain(text: str) -> bool:
-    """No control characters, so also no colours and no carriage returns."""
-    return not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", text)
 
 
 @pytest.fixture(autouse=True)
@@ -151,12 +95,6 @@ def run(finished_run: Path, tmp_path: Path) -> Path:
 def data(data_root: Path, tmp_path: Path) -> Path:
     """A copy of the data set."""
     return Path(shutil.copytree(data_root / NAME, tmp_path / "data" / NAME))
-
-
-def child(*arguments: object, **options: Any) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=60, **options
-    )
 
 
 class TestProgram:
@@ -275,9 +213,10 @@ class TestConfiguration:
         refused(
             2,
             outcome,
-            "7 problems in the configuration ",
+            "8 problems in the configuration ",
             "dataset.ratio: 1.5 is not allowed; must be a finite number above 0 and below 1",
-            "model.deep.name: 'resnet' is not allowed; must be one of mlp",
+            "model.deep.weights: missing",
+            "model.deep.depth: unknown key",
             "train_poe.epoch: unknown key (value 3); ",
             "did you mean 'train_poe.epochs'?",
             "distill.tau: nan is not allowed; must be a finite number above 0",
@@ -434,16 +373,15 @@ def _without_group(attrs: np.ndarray) -> np.ndarray:
 
 DAMAGES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "no labels": (lambda folder: (folder / "valid" / "attrs.npy").unlink(), ["valid/attrs.npy is missing"]),
-    "no evaluation split": (lambda folder: shutil.rmtree(folder / "valid"), ["valid/images.npy is missing"]),
+    "no evaluation split": (lambda folder: shutil.rmtree(folder / "valid"), ["has no folder valid or test"]),
     "cut short": (_cut, ["valid/images.npy is damaged"]),
     "grey": (_saved("train", "images", lambda a: a[..., 0]), ["train/images.npy: found uint8 of shape (200, 18, 18)"]),
     "floats": (_saved("valid", "images", lambda a: a / 255), ["valid/images.npy: found float64", "expected uint8"]),
     "objects": (_saved("valid", "attrs", lambda a: a.astype(object)), ["valid/attrs.npy is damaged"]),
-    "one column": (_saved("train", "attrs", lambda a: a[:, :1]), ["train/attrs.npy: found", "shape (200, 1)"]),
+    "three columns": (_saved("train", "attrs", lambda a: a[:, [0, 1, 1]]), ["train/attrs.npy", "shape (200, 3)"]),
     "too few labels": (_saved("train", "attrs", lambda a: a[:-1]), ["found labels of 199 images; expected 200"]),
     "label too high": (_saved("valid", "attrs", lambda a: a + 1), ["valid/attrs.npy: found", "label 10; expected"]),
     "label below 0": (_saved("train", "attrs", lambda a: a - 1), ["train/attrs.npy: found labels from -1"]),
-    "no image of a group": (_saved("valid", "attrs", _without_group), ["no image in 1 of 100", "(3, 4)"]),
     "other size": (_saved("train", "images", lambda a: a[:, 1:]), ["different sizes: train 17x18, valid 18x18"]),
 }  # fmt: skip
 
@@ -474,6 +412,20 @@ class TestDataFolders:
         refused(3, train("--data-root", lff.parent), *words)
         refused(3, call("evaluate", finished_run, "--data", lff, "--predictions", "p.csv"), *words)
         assert contents(tmp_path) == before
+
+    def test_a_group_without_images_is_left_out_and_said_so(
+        self, lff: Path, train: Callable[..., Outcome], finished_run: Path
+    ) -> None:
+        _saved("valid", "attrs", _without_group)(lff)
+        refused(3, train("--data-root", lff.parent), "no image in 1 of 100", "(3, 4)")
+        outcome = good("evaluate", finished_run, "--data", lff)
+        assert "1 of 100 groups have no image here; no mean counts them." in outcome.out
+        found = json.loads(good("evaluate", finished_run, "--data", lff, "--json").out)["results"][0]["metrics"][
+            "target"
+        ]
+        assert found["groups"][3][4] is None
+        shares = [share for row in found["groups"] for share in row if share is not None]
+        assert found["unbiased"] == pytest.approx(sum(shares) / 99)
 
     def test_missing_images_are_refused(self, lff: Path, tmp_path: Path, finished_run: Path) -> None:
         _no_images(lff)
@@ -790,8 +742,8 @@ class TestStops:
         def pressed(*_: object, **__: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("denetdm_cli.data.recipes._paint", pressed)
-        monkeypatch.setattr("denetdm_cli.data.sources.load_mnist", lambda *_: glyph_mnist(100, 100))
+        monkeypatch.setattr("denetdm_cli.data.coloredmnist._paint", pressed)
+        monkeypatch.setattr("denetdm_cli.data.mnist.load_mnist", lambda *_: glyph_mnist(100, 100))
         outcome = call("make-data", "coloredmnist")
         assert (outcome.code, outcome.out) == (130, "")
         assert "nothing is half-made" in outcome.err
@@ -1124,8 +1076,9 @@ class TestOutput:
         lines = outcome.err.splitlines()
         assert f"{tmp_path}" in lines[1]
         assert lines[2].startswith(f"train-poe epoch 1/{EPOCHS}  loss ")
-        assert lines[-1].startswith(f"train-poe epoch {EPOCHS}/{EPOCHS}  loss ")
-        assert all(word in lines[-1] for word in ("shallow ", "deep ", "product ", " images/s", " left"))
+        assert lines[-2].startswith(f"train-poe epoch {EPOCHS}/{EPOCHS}  loss ")
+        assert lines[-1].startswith("warning: the branches ")  # so few steps do not separate them
+        assert all(word in lines[-2] for word in ("shallow ", "deep ", "product ", " images/s", " left"))
         assert "Next: denetdm distill runs/" in outcome.out
         distilled = good("distill", f"runs/{NAME}/seed0", "--epochs", 1)
         assert "Next: denetdm evaluate runs/" in distilled.out

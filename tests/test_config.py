@@ -7,8 +7,9 @@ import pytest
 from pydantic import ValidationError
 
 from denetdm_cli import config
-from denetdm_cli.config import Config, differences, from_mapping, load, preset_folder, preset_names, preset_path
+from denetdm_cli.config import differences, from_mapping, load, preset_folder, preset_names, preset_path
 from denetdm_cli.errors import ConfigError
+from denetdm_cli.schema import SELECTION_RULES, Config
 
 PRESET = preset_path("coloredmnist")
 
@@ -37,6 +38,9 @@ def written(tmp_path: Path, text: str) -> Path:
     return path
 
 
+DATASETS = "coloredmnist, corruptedcifar10, cmnist, cifar10c, bffhq, bar, celeba, waterbirds, folder"
+
+
 class TestPresets:
     def test_every_yaml_that_ships_is_a_preset(self) -> None:
         assert preset_names() == sorted(path.stem for path in preset_folder().glob("*.y*ml"))
@@ -46,12 +50,43 @@ class TestPresets:
     def test_each_loads_and_explains_the_selection_rules(self, name: str) -> None:
         assert load(preset_path(name)).dataset.name == name
         text = preset_path(name).read_text(encoding="utf-8")
-        assert all(f" {rule} " in text for rule in config.SELECTION_RULES)
+        assert all(f" {rule} " in text for rule in SELECTION_RULES)
 
     @pytest.mark.parametrize("name", preset_names())
     def test_each_comes_back_from_the_yaml_of_a_run_folder(self, name: str, tmp_path: Path) -> None:
         loaded = load(preset_path(name))
-        assert load(written(tmp_path, loaded.to_yaml())) == loaded
+        assert load(written(tmp_path, config.to_yaml(loaded))) == loaded
+
+    @pytest.mark.parametrize("name", preset_names())
+    def test_the_branches_of_each_can_be_those_of_another_size(self, name: str) -> None:
+        changed = load(preset_path(name), ["model.shallow={name: mlp, depth: 4, width: 32}",
+                                           "model.deep={name: mlp, depth: 7, width: 32}",
+                                           "model.target={name: convnext_tiny, weights: null, width: 32}"])  # fmt: skip
+        assert changed.model.deep.feature_width == 32
+
+    def test_the_published_settings_of_the_other_sets(self) -> None:
+        """paper.md's tables, number by number."""
+        cifar, bffhq = load(preset_path("corruptedcifar10")), load(preset_path("bffhq"))
+        assert (cifar.train_poe.epochs, cifar.train_poe.batch_size, cifar.train_poe.learning_rate) == (100, 256, 1e-3)
+        assert (cifar.distill.epochs, cifar.distill.batch_size, cifar.distill.learning_rate) == (200, 256, 1e-4)
+        assert (cifar.train_poe.weight_decay, cifar.distill.weight_decay) == (1e-3, 0)
+        assert (cifar.distill.w_poe, cifar.distill.w_dist, cifar.distill.tau) == (1, 1, 2)
+        assert (bffhq.train_poe.epochs, bffhq.train_poe.batch_size, bffhq.train_poe.learning_rate) == (10, 64, 1e-3)
+        assert (bffhq.distill.epochs, bffhq.distill.batch_size, bffhq.distill.learning_rate) == (100, 64, 1e-4)
+        assert (bffhq.train_poe.weight_decay, bffhq.distill.weight_decay) == (0, 0)
+        assert (bffhq.distill.w_poe, bffhq.distill.w_dist) == (1, 0)
+        for found in (cifar, bffhq):
+            assert found.data.mean == [0.4914, 0.4822, 0.4465]
+            assert found.data.std == [0.2023, 0.1994, 0.2010]
+            assert (found.data.random_crop_padding, found.data.horizontal_flip) == (4, True)
+            assert (found.train_poe.drop_last, found.distill.drop_last) == (True, False)
+        assert bffhq.train_poe.selection_metric == "shallow.conflicting"
+        assert bffhq.distill.selection_metric == "target.conflicting"
+        assert load(preset_path("bar")).distill.selection_metric == "target.conflicting"
+        for name in ("celeba", "waterbirds"):
+            assert load(preset_path(name)).distill.selection_metric == "target.worst_group"
+        assert load(preset_path("corruptedcifar10")).distill.selection_metric == "target.unbiased"
+        assert load(preset_path("folder")).distill.selection_metric == "target.accuracy"
 
     def test_the_values_of_the_paper(self) -> None:
         loaded = load(PRESET)
@@ -129,7 +164,7 @@ class TestYaml:
     )
     def test_any_text_comes_back(self, tmp_path: Path, out: str) -> None:
         loaded = load(PRESET, [], {"out": out, "train_poe.learning_rate": 1e-07, "distill.tau": 123456789.125})
-        assert load(written(tmp_path, loaded.to_yaml())) == loaded
+        assert load(written(tmp_path, config.to_yaml(loaded))) == loaded
 
     @pytest.mark.parametrize(
         ("text", "line", "reason"),
@@ -225,8 +260,8 @@ class TestSet:
         assert problem.startswith("train_poe: 4 is not allowed; must be a section with the keys epochs, batch_size,")
         problems = refused("model.deep={depth: 3}")
         assert problems == [
-            "model.deep.name: missing; must be one of mlp",
-            "model.deep.width: missing; must be a whole number at least 1 and at most 16384",
+            "model.deep.name: missing; must be one of mlp, cnn, cifar_resnet, a classifier of torchvision such as "
+            "resnet18",
         ]
 
     def test_a_value_has_no_keys_below(self) -> None:
@@ -238,7 +273,7 @@ class TestRefusals:
     def test_all_problems_come_at_once(self, tmp_path: Path) -> None:
         text = PRESET.read_text(encoding="utf-8").replace("severity: 4 ", "severty: 4 ")
         problems = refused(
-            "model.deep.name=resnet",
+            "model.deep.name=perceptron",
             "distill.tau=0",
             "nonsense",
             path=written(tmp_path, text),
@@ -272,7 +307,7 @@ class TestRefusals:
             ("train_poe.learning_rate", 0, "a finite number above 0"),
             ("distill.weight_decay", -1, "a finite number at least 0"),
             ("selection", "lsat", "one of last, valid, paper; did you mean 'last'?"),
-            ("dataset.name", "ColoredMnist", "one of coloredmnist; did you mean 'coloredmnist'?"),
+            ("dataset.name", "ColoredMnist", f"one of {DATASETS}; did you mean 'coloredmnist'?"),
             ("device", "cuda:", "auto, cpu, cuda, cuda:N or mps; did you mean 'cuda'?"),
             ("device", "cpu\n", "auto, cpu, cuda, cuda:N or mps; did you mean 'cpu'?"),
         ],
@@ -324,7 +359,7 @@ class TestRefusals:
         assert problem.startswith("distill.zzz: unknown key (value 1); distill has epochs, batch_size, ")
         assert problem.endswith(", w_poe, w_dist, tau")
         (problem,) = refused("zzz=1")
-        assert "; the top has dataset, model, train_poe, distill, selection, seed, device, " in problem
+        assert "; the top has dataset, data, model, train_poe, distill, selection, seed, device, " in problem
 
     def test_a_long_value_is_cut(self) -> None:
         (problem,) = refused(f"distill.tau={'x' * 1000}")
@@ -333,7 +368,7 @@ class TestRefusals:
     def test_branches_of_different_width(self) -> None:
         (problem,) = refused("model.deep.width=50")
         assert problem.startswith("model: the branches share one head")
-        assert problem.endswith("shallow.width=100, deep.width=50, target.width=100")
+        assert problem.endswith("they end in: shallow 100, deep 50, target 100")
 
     def test_nothing_to_train(self) -> None:
         (problem,) = refused("distill.w_poe=0", "distill.w_dist=0")
@@ -364,3 +399,35 @@ def test_differences_name_every_leaf() -> None:
     ours, theirs = load(PRESET, ["seed=1", "model.deep.depth=7"]), load(PRESET, ["distill.tau=3"])
     assert differences(ours, theirs) == [("model.deep.depth", 7, 5), ("distill.tau", 2.0, 3.0), ("seed", 1, 0)]
     assert differences(ours, ours) == []
+
+
+class TestSectionsChosenByName:
+    @pytest.mark.parametrize(
+        ("setting", "problem"),
+        [
+            ("model.deep.depth=21", "model.deep: depth: 21 is no depth of a CIFAR ResNet"),
+            ("model.shallow.depth=5", "model.shallow.depth: 5 is not allowed; must be one of 3, 4"),
+            ("model.target.weights=3", "model.target.weights: 3 is not allowed; must be text, if need be in quotes or"),
+            ("model.target.wieghts=a", "model.target.wieghts: unknown key (value 'a'); model.target has name, weights"),
+            ("data.mean=[0.5, 0.5]", "data.mean: [0.5, 0.5] is not allowed; must be a list of 3 numbers or null"),
+            ("data.mean=[1, 1, x]", "data.mean: 'x' is not allowed"),
+            ("data.std=[0.5, 0.5, 0]", "data.std: 0 is not allowed; must be a list of 3 numbers above 0 or null"),
+            ("data.std=null", "data: mean and std go together"),
+            ("data.random_resized_crop=[0.1, 1.0]", "data: random_crop_padding and random_resized_crop exclude each"),
+            ("data.cache=ram", "data.cache: 'ram' is not allowed; must be one of auto, device, host, stream"),
+            ("dataset.type=2", "dataset.type: 2 is not allowed; must be one of 0, 1"),
+            ("dataset.size=32", "dataset.size: unknown key (value 32); dataset has root, name, type, ratio"),
+            ("dataset={root: data}", f"dataset.name: missing; must be one of {DATASETS}"),
+            ("model.target.name=18", "model.target.name: 18 is not allowed; must be one of mlp, cnn, cifar_resnet"),
+            ("model.deep.name=mlpp", "model.deep.name: 'mlpp' is not allowed"),
+        ],
+    )  # fmt: skip
+    def test_a_problem_is_named_within_its_kind(self, setting: str, problem: str) -> None:
+        (found,) = refused(setting, path=preset_path("corruptedcifar10"))
+        assert found.startswith(problem)
+
+    def test_null_is_a_ratio_of_bar(self) -> None:
+        assert load(preset_path("bar")).dataset.ratio is None
+        assert load(preset_path("bar"), ["dataset.ratio=0.05"]).dataset.ratio == 0.05
+        (found,) = refused("dataset.ratio=2.0", path=preset_path("bar"))
+        assert found == "dataset.ratio: 2.0 is not allowed; must be a finite number above 0 and below 1 or null"

@@ -8,7 +8,11 @@ from torch import nn
 
 from denetdm_cli.data.batches import Batches
 from denetdm_cli.data.store import Split
-from denetdm_cli.evaluation import divide, group_metrics, predict
+from denetdm_cli.evaluation import Groups, divide, group_metrics, predict
+
+
+def square(classes: int) -> Groups:
+    return Groups(classes, classes, tuple(range(classes)))
 
 
 def _by_hand(target: np.ndarray, bias: np.ndarray, predicted: np.ndarray, classes: int) -> dict[str, float]:
@@ -36,7 +40,7 @@ def test_group_metrics_beside_a_computation_by_hand(seed: int, images: int, clas
     random = np.random.RandomState(seed)
     target, bias = random.randint(0, classes, (2, images))
     predicted = np.where(random.rand(images) < 0.7, target, random.randint(0, classes, images))
-    found = group_metrics(target, bias, predicted, classes)
+    found = group_metrics(target, bias, predicted, square(classes))
     for name, value in _by_hand(target, bias, predicted, classes).items():
         assert found[name] == pytest.approx(value), name
     t, b = found["worst_group_of"]
@@ -45,18 +49,18 @@ def test_group_metrics_beside_a_computation_by_hand(seed: int, images: int, clas
 
 def test_group_average_is_not_the_sample_average() -> None:
     target, bias = np.array([0, 0, 0, 0, 0, 0, 0, 0, 0, 1]), np.array([0, 0, 0, 0, 0, 0, 0, 0, 0, 0])
-    found = group_metrics(target, bias, np.zeros(10, int), 2)
+    found = group_metrics(target, bias, np.zeros(10, int), square(2))
     assert found["accuracy"] == 0.9
     assert found["unbiased"] == 0.5
     assert found["worst_group_of"] == [1, 0]
 
 
 def test_groups_without_images_never_become_nan() -> None:
-    found = group_metrics(np.array([0, 1]), np.array([0, 1]), np.array([0, 0]), 3)
+    found = group_metrics(np.array([0, 1]), np.array([0, 1]), np.array([0, 0]), square(3))
     assert found["conflicting"] is None
     assert found["unbiased"] == found["aligned"] == 0.5
     assert found["groups"] == [[1.0, None, None], [None, 0.0, None], [None, None, None]]
-    nothing = group_metrics(*(np.empty(0, int) for _ in range(3)), 2)
+    nothing = group_metrics(*(np.empty(0, int) for _ in range(3)), square(2))
     assert nothing["unbiased"] is nothing["accuracy"] is nothing["worst_group"] is None
     numbers = [value for value in found.values() if isinstance(value, float)]
     assert not any(math.isnan(value) for value in numbers)
@@ -65,11 +69,7 @@ def test_groups_without_images_never_become_nan() -> None:
 def test_the_held_out_tenth_is_stratified_fixed_and_apart_from_the_test_part() -> None:
     random = np.random.RandomState(3)
     target, bias = random.randint(0, 10, (2, 10_000)).astype(np.uint8)
-    parts = divide(target, bias)
-    valid, test = parts["valid"], parts["test"]
-    assert parts["evaluation"] is None
-    assert valid is not None
-    assert test is not None
+    valid, test = divide(target, bias)
     assert sorted([*valid, *test]) == list(range(10_000))
     for t in range(10):
         for b in range(10):
@@ -112,8 +112,34 @@ def test_one_pass_serves_all_predictors_in_evaluation_mode() -> None:
 
 def test_a_small_group_has_a_part_in_the_selection() -> None:
     target, bias = np.array([0, 0, 0, 1, 1, 1, 1]), np.array([0, 0, 0, 0, 1, 1, 1])
-    valid, test = (divide(target, bias)[part] for part in ("valid", "test"))
-    assert valid is not None
-    assert test is not None
+    valid, test = divide(target, bias)
     assert sorted(zip(target[valid], bias[valid], strict=True)) == [(0, 0), (1, 1)]
     assert 3 in test
+
+
+def test_groups_need_not_be_square_and_any_bias_value_can_be_tied_to_a_class() -> None:
+    """Two classes, three bias values; class 0 is tied to value 2 and class 1 to value 0."""
+    target, bias = np.array([0, 0, 0, 1, 1, 1, 1]), np.array([2, 2, 1, 0, 0, 1, 2])
+    predicted = np.array([0, 1, 0, 1, 1, 0, 1])
+    found = group_metrics(target, bias, predicted, Groups(2, 3, (2, 0)))
+    assert found["groups"] == [[None, 1.0, 0.5], [1.0, 0.0, 1.0]]
+    assert found["aligned"] == (0.5 + 1.0) / 2
+    assert found["conflicting"] == (1.0 + 0.0 + 1.0) / 3
+    assert found["worst_group_of"] == [1, 1]
+    assert found["worst_class"] == 2 / 3
+    assert found["worst_class_of"] == 0
+
+
+def test_without_bias_labels_there_are_figures_by_class_alone() -> None:
+    found = group_metrics(np.array([0, 0, 1, 2]), None, np.array([0, 1, 1, 2]), Groups(4, 1, ()))
+    assert found["accuracy"] == 0.75
+    assert (found["worst_class"], found["worst_class_of"]) == (0.5, 0)
+    left = {"unbiased", "aligned", "conflicting", "worst_group", "worst_group_of", "groups"}
+    assert {name for name, value in found.items() if value is None} == left
+
+
+def test_a_tenth_of_each_class_is_held_out_without_bias_labels() -> None:
+    target = np.repeat([0, 1], [100, 20])
+    valid, test = divide(target, None)
+    assert np.bincount(target[valid]).tolist() == [10, 2]
+    assert len(test) == 108

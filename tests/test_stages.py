@@ -11,14 +11,15 @@ from tests_support import glyph_mnist
 from torch import nn
 
 from denetdm_cli import checkpoint, stages
-from denetdm_cli.config import Config, from_mapping
-from denetdm_cli.data.recipes import make_coloured_mnist
+from denetdm_cli.config import from_mapping
+from denetdm_cli.data.coloredmnist import make_coloured_mnist
 from denetdm_cli.data.store import StoredDataset
 from denetdm_cli.errors import CheckpointError, ConfigError, UserError
-from denetdm_cli.evaluation import Evaluation, divide, predict
+from denetdm_cli.evaluation import Evaluation, predict
 from denetdm_cli.methods.distill import Distillation
 from denetdm_cli.models.experts import ProductOfExperts, TargetModel
 from denetdm_cli.runs import RunFolder, finished_stage_1
+from denetdm_cli.schema import Config
 from denetdm_cli.stages import EpochDone, Event, Finished
 from denetdm_cli.training import fit, make_optimizer
 
@@ -148,10 +149,10 @@ def test_each_rule_keeps_the_epoch_it_says(tiny_config: Config, tiny_dataset: St
     assert kept["epoch"] == best
     # The checkpoint really is the model of that epoch, measured on what the rule reports on.
     loaded = checkpoint.load_model(finished.folder / f"{rule}.safetensors", torch.device("cpu"))
-    evaluation = Evaluation.of(tiny_dataset, 10, torch.device("cpu"))
-    split = tiny_dataset.splits["valid"]
-    rows = divide(split.target, split.bias)[kept["reported_on"]]
-    again = predict(loaded.model, loaded.model.predict, evaluation.batches).at(rows).metrics(10)
+    evaluation = Evaluation.of(tiny_dataset, torch.device("cpu"), tiny_config.data)
+    name, rows = evaluation.parts[kept["reported_on"]]
+    found = predict(loaded.model, loaded.model.predict, evaluation.batches[name])
+    again = found.at(rows).metrics(evaluation.groups)
     assert again == kept["metrics"]
     reported = {k: v for k, v in kept["metrics"]["shallow"].items() if k != "groups"}
     assert reported == records[best - 1][kept["reported_on"]]["shallow"]

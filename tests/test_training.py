@@ -3,10 +3,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from denetdm_cli.config import TrainPoeConfig
 from denetdm_cli.data.batches import Batch, Batches
 from denetdm_cli.data.store import Split
 from denetdm_cli.errors import NumericError
+from denetdm_cli.schema import TrainPoeConfig
 from denetdm_cli.training import EpochEnd, Progress, fit, make_optimizer
 
 IMAGES = 50

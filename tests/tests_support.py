@@ -1,8 +1,10 @@
 """Data that tests make for themselves."""
 
+import pickletools
+
 import numpy as np
 
-from denetdm_cli.data.sources import Mnist
+from denetdm_cli.data.mnist import Mnist
 
 
 def glyph_mnist(train: int, test: int) -> Mnist:
@@ -23,3 +25,13 @@ def glyph_mnist(train: int, test: int) -> Mnist:
         return images, labels
 
     return Mnist(*draw(train, 1), *draw(test, 2))
+
+
+def like_python2(content: bytes) -> bytes:
+    """Turn the byte strings of a pickle into Python 2 strings."""
+    changed = bytearray(content)
+    for opcode, _, position in pickletools.genops(content):
+        if opcode.name in ("BINBYTES", "SHORT_BINBYTES"):
+            changed[position or 0] = ord("T" if opcode.name == "BINBYTES" else "U")
+    assert changed != content
+    return bytes(changed)

@@ -1,13 +1,26 @@
-"""Batches: the images stay on the device as uint8, and a batch is an index into them."""
+"""Batches: made on the device, of images that are there as uint8 or come from memory or the disk just in time."""
 
-from collections.abc import Iterator
+import os
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from denetdm_cli.data.augment import Crops, Normalisation, draw_crops
 from denetdm_cli.data.store import Split
+from denetdm_cli.schema import DataConfig
+
+_AHEAD = 2
+"""Batches that are read while another one is in use."""
+_BLOCK_BYTES = 2**26
+_PIXELS_AT_ONCE = 2**22
 
 
 @dataclass(frozen=True)
@@ -17,7 +30,7 @@ class Batch:
     The bias attribute is not in it, for no method may train on it.
 
     Attributes:
-        x: (B, 3, H, W) float32, pixel/255.
+        x: (B, 3, H, W) float32, pixel/255 and then normalised where the configuration says so.
         y: (B,) int64, target attribute.
         index: (B,) int64, position in the split.
     """
@@ -28,56 +41,157 @@ class Batch:
 
 
 class Batches:
-    """A split on the device.
+    """A split as batches on a device; what they hold does not depend on where the images are kept.
 
     Args:
         split: images (N, H, W, 3) uint8 with their labels.
-        device: where images and labels are kept and batches are made.
+        device: where batches are made.
+        config: where images are kept, normalisation, augmentation; None is `auto` without either.
+        augment: whether `shuffled` augments as the configuration says; nothing else ever does.
 
     Attributes:
         target: (N,) int64, for evaluation; batches hold it as `y`.
-        bias: (N,) int64, for evaluation.
+        bias: (N,) int64, for evaluation; None where the split has no bias labels.
+        device: where batches are made.
+        cache: where the images are kept: `device`, `host` (memory) or `stream` (read from the disk, batch by batch).
     """
 
-    def __init__(self, split: Split, device: torch.device) -> None:
-        # Channels first once, here: the networks read CHW, and flattened in that order (as in DeNetDM's code).
-        count, height, width, channels = split.images.shape
-        images = torch.empty((count, channels, height, width), dtype=torch.uint8)
-        for start in range(0, count, 4096):  # piecewise, so that a memory map is never in memory twice
-            block = torch.from_numpy(split.images[start : start + 4096].copy())
-            images[start : start + 4096] = block.permute(0, 3, 1, 2)
+    def __init__(
+        self, split: Split, device: torch.device, config: DataConfig | None = None, *, augment: bool = False
+    ) -> None:
         self.device = device
-        self._images = images.to(device)
-        self.target, self.bias = split.target.astype(np.int64), split.bias.astype(np.int64)
+        self.target = split.target.astype(np.int64)
+        self.bias = None if split.bias is None else split.bias.astype(np.int64)
         self._y = torch.from_numpy(self.target).to(device)
+        _, self._height, self._width, self._channels = split.images.shape
+        self._normalise = Normalisation(config, device)
+        self._augmentation = config if config is not None and augment and config.augments else None
+        wanted = config.cache if config else "auto"
+        self.cache = _choose_cache(split.images.nbytes, device) if wanted == "auto" else wanted
+        self._images: Tensor | NDArray[np.uint8] = split.images
+        if self.cache == "device" or (self.cache == "host" and device.type == "cpu"):
+            self._images = _channels_first(split.images, device)
+        elif self.cache == "host":
+            self._images = np.array(split.images)
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self.target)
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of an image."""
-        channels, height, width = self._images.shape[1:]
-        return channels, height, width
+        return self._channels, self._height, self._width
+
+    @property
+    def at_once(self) -> int:
+        """Images a batch where nothing has to be remembered for gradients: 1,000 up to 64x64 pixels, fewer above."""
+        return int(max(1, min(1000, _PIXELS_AT_ONCE // (self._height * self._width))))
 
     def take(self, index: Tensor) -> Batch:
-        """The images at `index` (B,) int64 on the device."""
-        return Batch(_to_unit(self._images.index_select(0, index)), self._y.index_select(0, index), index)
+        """The images at `index` (B,) int64 on the device, as they are."""
+        with closing(self._blocks([index.cpu()], [index])) as blocks:
+            return self._batch(next(blocks), index)
 
-    def in_order(self, size: int) -> Iterator[Batch]:
-        """Every image once, in the order of the split, `size` at a time."""
-        for start in range(0, len(self), size):
-            rows = slice(start, start + size)
-            index = torch.arange(start, min(start + size, len(self)), device=self.device)
-            yield Batch(_to_unit(self._images[rows]), self._y[rows], index)
+    def in_order(self, size: int | None = None) -> Iterator[Batch]:
+        """Every image once, in the order of the split and as it is, `size` or else `at_once` at a time."""
+        return self._walk(torch.arange(len(self)), size or self.at_once, None)
 
     def shuffled(self, size: int, generator: torch.Generator, *, drop_last: bool) -> Iterator[Batch]:
-        """Every image once in random order, `size` at a time; `drop_last` leaves out an incomplete last batch."""
-        order = torch.randperm(len(self), generator=generator).to(self.device)
-        for index in torch.split(order, size):
-            if len(index) == size or not drop_last:
-                yield self.take(index)
+        """Every image once, `size` at a time, in an order and augmented in a way that `generator` alone decides.
+
+        Args:
+            size: images a batch.
+            generator: on the CPU.
+            drop_last: leave out an incomplete last batch.
+        """
+        order = torch.randperm(len(self), generator=generator)
+        crops = None
+        if self._augmentation is not None:
+            # From a stream of its own, seeded after the order is drawn: augmentation must not change the order.
+            seed = int(torch.randint(2**63 - 1, (), generator=generator))
+            own = torch.Generator().manual_seed(seed)
+            crops = draw_crops(self._augmentation, len(self), self._height, self._width, own).to(self.device)
+        if drop_last:
+            order = order[: len(order) // size * size]
+        return self._walk(order, size, crops)
+
+    def _walk(self, order: Tensor, size: int, crops: Crops | None) -> Iterator[Batch]:
+        """The images at `order` (M,) int64 on the CPU, the k-th of them cropped as the k-th of the crops says."""
+        there = order.to(self.device)
+        parts = [slice(start, start + size) for start in range(0, len(order), size)]
+        rows, indices = [order[part] for part in parts], [there[part] for part in parts]
+        with closing(self._blocks(rows, indices)) as blocks:
+            for part, index, block in zip(parts, indices, blocks, strict=True):
+                yield self._batch(block if crops is None else crops.at(part).of(block), index)
+
+    def _batch(self, images: Tensor, index: Tensor) -> Batch:
+        return Batch(self._normalise(images), self._y.index_select(0, index), index)
+
+    def _blocks(self, rows: Sequence[Tensor], indices: Sequence[Tensor]) -> Generator[Tensor, None, None]:
+        """Images (B, C, H, W) uint8 on the device, contiguous and the caller's own, one block at a time.
+
+        Args:
+            rows: which images make up a block, (B,) int64 on the CPU.
+            indices: the same on the device.
+        """
+        images = self._images
+        if isinstance(images, Tensor):
+            for index in indices:
+                yield images.index_select(0, index)
+            return
+        waiting: deque[Future[Tensor]] = deque()
+        with ThreadPoolExecutor(1, thread_name_prefix="denetdm-batches") as reader:
+            try:
+                for part in rows:
+                    waiting.append(reader.submit(self._read, images, part.numpy()))
+                    if len(waiting) > _AHEAD:
+                        yield self._to_device(waiting.popleft().result())
+                while waiting:
+                    yield self._to_device(waiting.popleft().result())
+            finally:
+                reader.shutdown(cancel_futures=True)  # whoever stops early does not wait for all that was to come
+
+    def _read(self, images: NDArray[np.uint8], rows: NDArray[np.int64]) -> Tensor:
+        """Copy images (B, H, W, C) uint8 together; this is what runs in the background."""
+        block = torch.from_numpy(np.asarray(images[rows]))
+        return block.pin_memory() if self.device.type == "cuda" else block
+
+    def _to_device(self, block: Tensor) -> Tensor:
+        # A pinned block is not written to again before its copy is done: torch's allocator sees to that.
+        moved = block.to(self.device, non_blocking=self.device.type == "cuda")
+        return moved.permute(0, 3, 1, 2).contiguous()
 
 
-def _to_unit(images: Tensor) -> Tensor:
-    return torch.div(images, 255)  # uint8 over an int is float32, in one pass
+def _channels_first(images: NDArray[np.uint8], device: torch.device) -> Tensor:
+    """Images (N, H, W, C) as (N, C, H, W) on the device: the networks read CHW, and flattened in that order."""
+    count, height, width, channels = images.shape
+    packed = torch.empty((count, channels, height, width), dtype=torch.uint8, device=device)
+    step = max(1, _BLOCK_BYTES // (height * width * channels))
+    for start in range(0, count, step):  # piecewise, so that a memory map is never in memory twice
+        block = torch.from_numpy(np.array(images[start : start + step]))
+        packed[start : start + step] = block.to(device).permute(0, 3, 1, 2)
+    return packed
+
+
+def _choose_cache(size: int, device: torch.device) -> str:
+    """The fastest place in which `size` bytes of images take at most half of what is free."""
+    memory = _free_memory()
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory
+    if free is None or size <= free / 2:
+        return "device"
+    if device.type != "cpu" and (memory is None or size <= memory / 2):
+        return "host"
+    return "stream"
+
+
+def _free_memory(meminfo: Path = Path("/proc/meminfo")) -> int | None:
+    """Bytes of memory that can still be used, all there is where no more is known, or None."""
+    try:
+        lines = meminfo.read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        pass
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf, other systems not these names
+        return None

@@ -10,6 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 from denetdm_cli.data.store import Split
 from denetdm_cli.files import atomic_file
 
+_COLUMNS = 20
+_NARROWEST = 420
 _CELL = 84
 _GAP = 8
 _CAPTION = 18
@@ -22,70 +24,87 @@ _BAND = (238, 242, 247)
 
 
 def contact_sheet(
-    split: Split, path: Path, *, class_names: Sequence[str], bias_names: Sequence[str], title: str, rows: int = 4
+    split: Split,
+    path: Path,
+    *,
+    class_names: Sequence[str],
+    bias_names: Sequence[str],
+    aligned: Sequence[int],
+    title: str,
+    rows: int = 4,
 ) -> None:
-    """Write a PNG with a column a class, one row of bias-aligned images and `rows` of bias-conflicting ones.
+    """Write a PNG with a column a class: a row of bias-aligned images and `rows` of bias-conflicting ones.
 
-    The choice is the same for the same split: first images in data-set order, going through the bias values in turn.
+    Without bias labels all rows show whatever comes first. The choice is the same for the same split: first images in
+    data-set order, going through the bias values in turn. Of many classes only the first are shown.
 
     Args:
         split: the images to choose from.
         path: the file to write.
         class_names: one a class, above its column.
         bias_names: one a bias value, below every image.
+        aligned: the bias value tied to each class.
         title: the first line of the sheet.
         rows: rows of bias-conflicting images.
     Raises:
         OSError: the file may not be written.
     """
-    classes = len(class_names)
-    columns = [[_aligned(split, label), *_conflicting(split, label, classes, rows)] for label in range(classes)]
+    classes = min(len(class_names), _COLUMNS)
+    columns = [_column(split, label, aligned, rows) for label in range(classes)]
     line = _CELL + _CAPTION + _GAP
     top = _MARGIN + 62
     header = 28
-    width = 2 * _MARGIN + _SIDE + classes * (_CELL + _GAP)
+    width = max(2 * _MARGIN + _SIDE + classes * (_CELL + _GAP), _NARROWEST)
     height = top + header + (rows + 1) * line + 2 * _GAP + _MARGIN
     sheet = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((_MARGIN, _MARGIN), title, _INK, font=ImageFont.load_default(22))
-    conflicting = int(np.count_nonzero(split.target != split.bias))
-    draw.text(
-        (_MARGIN, _MARGIN + 31),
-        f"{len(split.images):,} images, {conflicting:,} of them bias-conflicting "
-        f"({conflicting / len(split.images):.2%})",
-        _FAINT,
-        font=ImageFont.load_default(15),
-    )
-    draw.rectangle((0, top + header - 2, width, top + header + line - 2), _BAND)
+    draw.text((_MARGIN, _MARGIN + 31), _summary(split, class_names, aligned), _FAINT, font=ImageFont.load_default(15))
+    if split.bias is not None:
+        draw.rectangle((0, top + header - 2, width, top + header + line - 2), _BAND)
     for label, column in enumerate(columns):
         left = _MARGIN + _SIDE + label * (_CELL + _GAP)
         _label(draw, left + _CELL // 2, top + 4, class_names[label], 17, _INK)
-        for row in range(rows + 1):
+        for row, index in enumerate(column):
             upper = top + header + row * line + (_GAP if row else 0) + 3
-            index = column[row] if row < len(column) else None
             if index is None:
                 draw.rectangle((left, upper, left + _CELL - 1, upper + _CELL - 1), outline=(200, 200, 205))
                 _label(draw, left + _CELL // 2, upper + _CELL // 2 - 8, "none", 13, _FAINT)
-            else:
-                sheet.paste(_thumbnail(split.images[index]), (left, upper))
+                continue
+            sheet.paste(_thumbnail(split.images[index]), (left, upper))
+            if split.bias is not None:
                 _label(draw, left + _CELL // 2, upper + _CELL + 1, bias_names[split.bias[index]], 13, _FAINT)
-    for row, text in enumerate(["bias-aligned"] + ["bias-conflicting"] * min(rows, 1)):
+    for row, text in enumerate(["bias-aligned", "bias-conflicting"][: min(rows, 1) + 1] if bias_names else ["images"]):
         middle = top + header + row * (line + _GAP) + _CELL // 2
         draw.text((_MARGIN, middle), text, _INK, font=ImageFont.load_default(16), anchor="lm")
     with atomic_file(path) as temporary:
         sheet.save(temporary, format="PNG")
 
 
-def _aligned(split: Split, label: int) -> int | None:
-    members = np.flatnonzero((split.target == label) & (split.bias == label))
-    return int(members[0]) if len(members) else None
+def _summary(split: Split, class_names: Sequence[str], aligned: Sequence[int]) -> str:
+    text = f"{len(split.images):,} images"
+    if split.bias is None:
+        text += ", no bias labels"
+    else:
+        conflicting = int(np.count_nonzero(np.asarray(aligned)[split.target] != split.bias))
+        text += f", {conflicting:,} of them bias-conflicting ({conflicting / len(split.images):.2%})"
+    return text + (f"; the first {_COLUMNS} of {len(class_names)} classes" if len(class_names) > _COLUMNS else "")
 
 
-def _conflicting(split: Split, label: int, classes: int, rows: int) -> list[int]:
+def _column(split: Split, label: int, aligned: Sequence[int], rows: int) -> list[int | None]:
+    """Positions of the images of a class to show, `rows` + 1 in all; None where there is none."""
     members = np.flatnonzero(split.target == label)
-    values = [(label + step) % classes for step in range(1, classes)]
-    by_value = [members[split.bias[members] == value][:rows].tolist() for value in values]
-    return [indices[turn] for turn in range(rows) for indices in by_value if turn < len(indices)][:rows]
+    if split.bias is None:
+        chosen: list[int | None] = members[: rows + 1].tolist()
+    else:
+        tied = aligned[label]
+        own = members[split.bias[members] == tied]
+        biases = int(split.bias.max()) + 1
+        values = [(tied + step) % biases for step in range(1, biases)] if tied < biases else range(biases)
+        by_value = [members[split.bias[members] == value][:rows].tolist() for value in values]
+        others = [indices[turn] for turn in range(rows) for indices in by_value if turn < len(indices)][:rows]
+        chosen = [int(own[0]) if len(own) else None, *others]
+    return chosen + [None] * (rows + 1 - len(chosen))
 
 
 def _thumbnail(image: NDArray[np.uint8]) -> Image.Image:

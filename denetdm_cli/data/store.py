@@ -1,11 +1,9 @@
 """The data set on the disk: the folder layout of LfF and DeNetDM, plus a manifest of how it was made."""
 
-import dataclasses
+import contextlib
 import hashlib
 import json
-import pickle
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,21 +15,19 @@ from numpy.typing import NDArray
 
 from denetdm_cli import __version__
 from denetdm_cli.errors import DataError
-from denetdm_cli.files import atomic_folder, sha256
+from denetdm_cli.files import sha256, write_text
 
 MANIFEST = "manifest.json"
 SPLITS = ("train", "valid", "test")
-EVALUATION = "valid"
-"""The folder that holds the evaluation split; LfF's layout calls it so."""
+IMAGES = "images.npy"
+ATTRS = "attrs.npy"
+FORMAT = 1
 
 Scalar: TypeAlias = str | int | float | bool | None
 """What a recipe may hold: the JSON values that are not containers."""
 
-_FORMAT = 1
-_REQUIRED = ("train", "valid")
-_IMAGES = "images.npy"
-_ATTRS = "attrs.npy"
-_ATTR_NAMES = "attr_names.pkl"
+_VERIFIED = ".verified.json"
+_LARGE = 1 << 30
 _FIX = "Make the data set again (`denetdm make-data ... --force`) or put back a complete copy of the folder."
 _HASHING_THREADS = 4
 
@@ -43,23 +39,25 @@ class Split:
     Args:
         images: (N, H, W, 3) uint8, RGB; memory-mapped when opened from the disk.
         target: (N,) uint8, the class.
-        bias: (N,) uint8, the value of the bias attribute.
+        bias: (N,) uint8, the value of the bias attribute; None where nobody labelled it.
     """
 
     images: NDArray[np.uint8]
     target: NDArray[np.uint8]
-    bias: NDArray[np.uint8]
+    bias: NDArray[np.uint8] | None
 
-    def group_counts(self, classes: int) -> NDArray[np.int64]:
-        """Images per group, as a (classes, classes) int64 table indexed [target, bias].
+    def group_counts(self, classes: int, biases: int) -> NDArray[np.int64]:
+        """Images per group, as a (classes, biases) int64 table indexed [target, bias]; one column without bias labels.
 
         Raises:
-            ValueError: a label is not below `classes`.
+            ValueError: a label is out of range.
         """
-        if max(self.target.max(initial=0), self.bias.max(initial=0)) >= classes:
-            raise ValueError(f"a label is not below {classes}")
-        pairs = self.target.astype(np.int64) * classes + self.bias
-        return np.bincount(pairs, minlength=classes * classes).astype(np.int64).reshape(classes, classes)
+        bias = np.zeros_like(self.target) if self.bias is None else self.bias
+        columns = 1 if self.bias is None else biases
+        if self.target.max(initial=0) >= classes or bias.max(initial=0) >= columns:
+            raise ValueError(f"a label is not below {classes} (target) or {columns} (bias)")
+        pairs = self.target.astype(np.int64) * columns + bias
+        return np.bincount(pairs, minlength=classes * columns).astype(np.int64).reshape(classes, columns)
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,10 @@ class SplitRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """How a data set was made and what is in it; the recipe holds every setting that decides a byte."""
+    """How a data set was made and what is in it; the recipe holds every setting that decides a byte.
+
+    `aligned` is the bias value tied to each class; `bias_names` and `aligned` are empty without bias labels.
+    """
 
     format: int
     tool_version: str
@@ -82,6 +83,7 @@ class Manifest:
     attribute_names: tuple[str, ...]
     class_names: tuple[str, ...]
     bias_names: tuple[str, ...]
+    aligned: tuple[int, ...]
     splits: Mapping[str, SplitRecord]
     digest: str
 
@@ -92,7 +94,7 @@ class StoredDataset:
 
     Args:
         path: its folder.
-        splits: by folder name: "train", "valid" and, where there is one, "test".
+        splits: by folder name: "train" and "valid", "test" or both.
         digest: SHA-256 over the bytes on the disk, as `sha256sum */*.npy | sha256sum` in the folder gives it.
         manifest: None for a folder made by another tool.
         checksums: SHA-256 by file, such as "valid/images.npy".
@@ -111,84 +113,51 @@ class StoredDataset:
 
     @property
     def bias_names(self) -> tuple[str, ...]:
-        """Names of the bias values; their numbers where another tool made the folder."""
+        """Names of the bias values; their numbers where another tool made the folder, none without bias labels."""
         return self.manifest.bias_names if self.manifest else self._numbers("bias")
+
+    @property
+    def aligned(self) -> tuple[int, ...]:
+        """The bias value tied to each class; the same number where another tool made the folder."""
+        return self.manifest.aligned if self.manifest else tuple(range(len(self.class_names)))
+
+    @property
+    def evaluation_name(self) -> str:
+        """The split that results are reported on: `test`, or `valid` where it is the only one (LfF's layout)."""
+        return "test" if "test" in self.splits else "valid"
+
+    @property
+    def evaluation(self) -> Split:
+        """The split that results are reported on."""
+        return self.splits[self.evaluation_name]
+
+    @property
+    def held_out(self) -> Split | None:
+        """The split to select on, where the data set has one of its own beside the evaluation split."""
+        return self.splits["valid"] if "test" in self.splits and "valid" in self.splits else None
 
     @property
     def evaluation_digest(self) -> str:
         """SHA-256 of the evaluation images; the same for all conflict ratios of a recipe and seed."""
-        return self.checksums[f"{EVALUATION}/{_IMAGES}"]
+        return self.checksums[f"{self.evaluation_name}/{IMAGES}"]
 
     def _numbers(self, attribute: str) -> tuple[str, ...]:
-        highest = max(int(getattr(split, attribute).max()) for split in self.splits.values())
-        return tuple(str(value) for value in range(highest + 1))
+        found = [labels for split in self.splits.values() if (labels := getattr(split, attribute)) is not None]
+        return tuple(str(value) for value in range(max((int(labels.max()) for labels in found), default=-1) + 1))
 
 
 def looks_like_dataset(path: Path) -> bool:
     """Whether `path` is a folder that may be taken for a data set, whole or damaged."""
-    return (path / MANIFEST).is_file() or (path / "train" / _IMAGES).is_file()
+    return (path / MANIFEST).is_file() or (path / "train" / IMAGES).is_file()
 
 
-def write_dataset(
-    path: Path,
-    splits: Mapping[str, Split],
-    *,
-    recipe: Mapping[str, Scalar],
-    attribute_names: tuple[str, str],
-    class_names: Sequence[str],
-    bias_names: Sequence[str],
-    replace: bool,
-) -> StoredDataset:
-    """Write a data set to a temporary folder, rename it to `path` and open it.
-
-    Args:
-        path: the folder to make.
-        splits: "train", "valid" and perhaps "test".
-        recipe: name and settings, for the manifest.
-        attribute_names: of target and bias, for the readers of LfF.
-        class_names: one a class.
-        bias_names: one a bias value; as many as classes.
-        replace: put it in the place of an existing data set.
-    Raises:
-        DataError: arrays that do not fit; `path` exists and is no data set, or is one and `replace` is false.
-        OSError: the disk is full or may not be written; nothing half-written stays.
-    Source: the folder layout of LfF (NeurIPS 2020).
-    """
-    classes = len(class_names)
-    for name, split in splits.items():
-        _check_images(split.images, f"images of split {name}")
-        _check_labels(split, f"labels of split {name}", classes)
-    _check_one_size(splits, str(path))
-    if path.exists():
-        _check_replaceable(path, replace)
-    with atomic_folder(path.resolve(), replace=replace) as folder:
-        for name, split in splits.items():
-            (folder / name).mkdir()
-            _save(folder / name / _IMAGES, split.images)
-            _save(folder / name / _ATTRS, np.stack([split.target, split.bias], axis=1))
-        # LfF opens this pickle; we never do.
-        (folder / _ATTR_NAMES).write_bytes(pickle.dumps(list(attribute_names), protocol=2))
-        checksums = _checksums(folder, splits)
-        manifest = Manifest(
-            format=_FORMAT,
-            tool_version=__version__,
-            recipe=dict(recipe),
-            attribute_names=tuple(attribute_names),
-            class_names=tuple(class_names),
-            bias_names=tuple(bias_names),
-            splits={name: _record(name, split, classes, checksums) for name, split in splits.items()},
-            digest=_digest(checksums),
-        )
-        (folder / MANIFEST).write_text(_to_json(manifest), encoding="utf-8")
-    return StoredDataset(path, {name: _open_split(path, name) for name in splits}, manifest.digest, manifest, checksums)
-
-
-def open_dataset(path: Path, *, classes: int | None = None) -> StoredDataset:
+def open_dataset(path: Path, *, classes: int | None = None, thorough: bool = False) -> StoredDataset:
     """Open a data set folder, ours or another tool's, and check all of it.
 
     Args:
-        path: the folder that holds `train/` and `valid/`.
-        classes: labels must be below this, when given.
+        path: the folder that holds `train/` and `valid/` or `test/`.
+        classes: target labels must be below this, when given.
+        thorough: read again also a file over 1 GiB that has not been touched since its digest was last computed.
     Raises:
         DataError: something is missing, is not what the layout says, or has changed since the manifest was written.
     Source: the folder layout of LfF (NeurIPS 2020).
@@ -199,27 +168,31 @@ def open_dataset(path: Path, *, classes: int | None = None) -> StoredDataset:
             f"Data set folder {path} {found}.",
             "Make it (`denetdm make-data`) or give the folder that holds train/ and valid/.",
         )
-    names = [name for name in SPLITS if name in _REQUIRED or (path / name).is_dir()]
-    splits = {name: _open_split(path, name) for name in names}
-    _check_one_size(splits, str(path))
+    names = [name for name in SPLITS if (path / name).is_dir()]
+    if "train" not in names or len(names) == 1:
+        raise DataError(
+            f"Data set folder {path} has no folder {'train' if 'train' not in names else 'valid or test'}.", _FIX
+        )
+    splits = {name: open_split(path, name) for name in names}
+    check_one_size(splits, str(path))
     if classes is not None:
         for name, split in splits.items():
-            _check_labels(split, f"{path / name / _ATTRS}", classes)
-    checksums = _checksums(path, splits)
+            check_labels(split, f"{path / name / ATTRS}", classes)
+    checksums = checksums_of(path, splits, thorough=thorough)
     manifest = _read_manifest(path / MANIFEST) if (path / MANIFEST).exists() else None
     if manifest is not None:
         _check_manifest(path, manifest, splits, checksums)
-    return StoredDataset(path, splits, _digest(checksums), manifest, checksums)
+    return StoredDataset(path, splits, digest_of(checksums), manifest, checksums)
 
 
 def require_groups(split: Split, name: str, classes: int) -> None:
-    """Refuse a split in which a (target, bias) group has no image, since its accuracy would have no value.
+    """Refuse a split in which a (target, bias) group has no image, where a recipe promises that there are none.
 
     Raises:
         DataError: names the missing groups, or the label that is out of range.
     """
-    _check_labels(split, f"labels of split {name}", classes)
-    missing = [(int(target), int(bias)) for target, bias in np.argwhere(split.group_counts(classes) == 0)]
+    check_labels(split, f"labels of split {name}", classes, classes)
+    missing = [(int(target), int(bias)) for target, bias in np.argwhere(split.group_counts(classes, classes) == 0)]
     if missing:
         shown = ", ".join(str(group) for group in missing[:10]) + (", ..." if len(missing) > 10 else "")
         raise DataError(
@@ -228,19 +201,24 @@ def require_groups(split: Split, name: str, classes: int) -> None:
         )
 
 
-def _open_split(path: Path, name: str) -> Split:
-    images = _load(path / name / _IMAGES, memory_mapped=True)
-    _check_images(images, str(path / name / _IMAGES))
-    attrs = _load(path / name / _ATTRS, memory_mapped=False)
-    where = f"{path / name / _ATTRS}"
-    if attrs.ndim != 2 or attrs.shape[1] != 2 or not np.issubdtype(attrs.dtype, np.integer):
+def open_split(path: Path, name: str) -> Split:
+    """Map the images of one split and read its labels.
+
+    Raises:
+        DataError: a file is missing or is not what the layout says.
+    """
+    images = _load(path / name / IMAGES, memory_mapped=True)
+    check_images(images, str(path / name / IMAGES))
+    attrs = _load(path / name / ATTRS, memory_mapped=False)
+    where = f"{path / name / ATTRS}"
+    if attrs.ndim != 2 or attrs.shape[1] not in (1, 2) or not np.issubdtype(attrs.dtype, np.integer):
         _refuse(where, _describe(attrs), "whole numbers of shape (N, 2): target and bias of every image")
     if len(attrs) != len(images):
-        _refuse(where, f"labels of {len(attrs)} images", f"{len(images)}, as many as {_IMAGES} beside it holds")
+        _refuse(where, f"labels of {len(attrs)} images", f"{len(images)}, as many as {IMAGES} beside it holds")
     if attrs.min() < 0 or attrs.max() > 255:
         _refuse(where, f"labels from {attrs.min()} to {attrs.max()}", "labels from 0 to 255")
-    target, bias = np.ascontiguousarray(attrs.T, dtype=np.uint8)
-    return Split(images, target, bias)
+    columns = np.ascontiguousarray(attrs.T, dtype=np.uint8)
+    return Split(images, columns[0], columns[1] if len(columns) == 2 else None)
 
 
 def _load(file: Path, *, memory_mapped: bool) -> NDArray[Any]:
@@ -255,78 +233,75 @@ def _load(file: Path, *, memory_mapped: bool) -> NDArray[Any]:
     raise DataError(f"{file}: found an archive of arrays (.npz); expected one array (.npy).", _FIX)
 
 
-def _save(file: Path, array: NDArray[np.uint8]) -> None:
-    # Not np.save: it hides the error number when the disk is full.
-    array = np.ascontiguousarray(array)
-    with file.open("wb") as stream:
-        np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(array))
-        stream.write(array.data)
-
-
-def _check_images(images: NDArray[Any], where: str) -> None:
+def check_images(images: NDArray[Any], where: str) -> None:
+    """Refuse what is no stack of RGB images, naming `where`."""
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
         _refuse(where, _describe(images), "uint8 of shape (N, H, W, 3) with at least one image")
 
 
-def _check_labels(split: Split, where: str, classes: int) -> None:
-    for attribute, labels in (("target", split.target), ("bias", split.bias)):
+def check_labels(split: Split, where: str, classes: int, biases: int | None = None) -> None:
+    """Refuse labels of another shape, or that are not below `classes` (target) and `biases` (bias)."""
+    for attribute, labels, limit in (("target", split.target, classes), ("bias", split.bias, biases)):
+        if labels is None:
+            continue
         if labels.dtype != np.uint8 or labels.shape != split.images.shape[:1]:
             _refuse(where, f"{attribute} {_describe(labels)}", f"uint8 of shape ({len(split.images)},)")
-        if labels.max() >= classes:
-            _refuse(where, f"{attribute} label {labels.max()}", f"labels from 0 to {classes - 1}")
+        if limit is not None and labels.max() >= limit:
+            _refuse(where, f"{attribute} label {labels.max()}", f"labels from 0 to {limit - 1}")
 
 
-def _check_one_size(splits: Mapping[str, Split], where: str) -> None:
+def check_one_size(splits: Mapping[str, Split], where: str) -> None:
+    """Refuse splits whose images differ in height or width."""
     sizes = {name: split.images.shape[1:3] for name, split in splits.items()}
     if len(set(sizes.values())) > 1:
         found = ", ".join(f"{name} {height}x{width}" for name, (height, width) in sizes.items())
         _refuse(where, f"images of different sizes: {found}", "one height and width over all splits")
 
 
-def _check_replaceable(path: Path, replace: bool) -> None:
-    if not looks_like_dataset(path):
-        raise DataError(
-            f"{path} exists and is not a data set folder (no {MANIFEST}, no train/{_IMAGES}); it is left as it is.",
-            "Move it away or choose another folder (`--data-root`).",
-        )
-    if not replace:
-        raise DataError(
-            f"Data set folder {path} exists already; it is left as it is.",
-            "Say `--force` to replace it, or choose another folder (`--data-root`).",
-        )
+def checksums_of(path: Path, splits: Mapping[str, Split], *, thorough: bool = False) -> dict[str, str]:
+    """SHA-256 by file; that of an untouched file over 1 GiB is remembered in the folder unless `thorough`."""
+    names = sorted(f"{split}/{file}" for split in splits for file in (ATTRS, IMAGES))
+    stamps = {name: [(status := (path / name).stat()).st_size, status.st_mtime_ns] for name in names}
+    known: dict[str, Any] = {}
+    if not thorough:
+        with contextlib.suppress(OSError, ValueError):
+            known = dict(json.loads((path / _VERIFIED).read_text(encoding="utf-8")))
 
+    def checksum(name: str) -> str:
+        if stamps[name][0] > _LARGE and known.get(name, {}).get("stamp") == stamps[name]:
+            return str(known[name]["sha256"])
+        return sha256(path / name)
 
-def _checksums(path: Path, splits: Mapping[str, Split]) -> dict[str, str]:
-    names = sorted(f"{split}/{file}" for split in splits for file in (_ATTRS, _IMAGES))
     with ThreadPoolExecutor(_HASHING_THREADS) as pool:
-        return dict(zip(names, pool.map(lambda name: sha256(path / name), names), strict=True))
+        found = dict(zip(names, pool.map(checksum, names), strict=True))
+    remembered = {name: {"stamp": stamp, "sha256": found[name]} for name, stamp in stamps.items() if stamp[0] > _LARGE}
+    if remembered and remembered != known:
+        with contextlib.suppress(OSError):  # a folder that may only be read is hashed every time
+            write_text(path / _VERIFIED, json.dumps(remembered, indent=2) + "\n")
+    return found
 
 
-def _digest(checksums: Mapping[str, str]) -> str:
+def digest_of(checksums: Mapping[str, str]) -> str:
+    """One SHA-256 for all files, as `sha256sum */*.npy | sha256sum` gives it."""
     lines = "".join(f"{checksum}  {name}\n" for name, checksum in sorted(checksums.items()))
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def _record(name: str, split: Split, classes: int, checksums: Mapping[str, str]) -> SplitRecord:
+def record_of(name: str, split: Split, classes: int, biases: int, checksums: Mapping[str, str]) -> SplitRecord:
+    """What the manifest says of a split."""
     return SplitRecord(
         images=len(split.images),
         image_shape=tuple(split.images.shape[1:]),
-        group_counts=tuple(tuple(row) for row in split.group_counts(classes).tolist()),
-        sha256={file: checksums[f"{name}/{file}"] for file in (_ATTRS, _IMAGES)},
+        group_counts=tuple(tuple(row) for row in split.group_counts(classes, biases).tolist()),
+        sha256={file: checksums[f"{name}/{file}"] for file in (ATTRS, IMAGES)},
     )
-
-
-def _to_json(manifest: Manifest) -> str:
-    text = json.dumps(dataclasses.asdict(manifest), indent=2) + "\n"
-    # One line a row of numbers; a string cannot match, since its line breaks are escaped.
-    return re.sub(r"\[\n([\d,\s]+)\]", lambda match: f"[{' '.join(match[1].split())}]", text)
 
 
 def _read_manifest(file: Path) -> Manifest:
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
         version = raw["format"]
-        if version == _FORMAT:
+        if version == FORMAT:
             return Manifest(
                 format=version,
                 tool_version=str(raw["tool_version"]),
@@ -334,6 +309,7 @@ def _read_manifest(file: Path) -> Manifest:
                 attribute_names=tuple(raw["attribute_names"]),
                 class_names=tuple(raw["class_names"]),
                 bias_names=tuple(raw["bias_names"]),
+                aligned=tuple(raw.get("aligned", range(len(raw["bias_names"])))),  # not there before 0.2
                 splits={name: _read_record(record) for name, record in raw["splits"].items()},
                 digest=str(raw["digest"]),
             )
@@ -341,7 +317,7 @@ def _read_manifest(file: Path) -> Manifest:
         reason = f"no field {error}" if isinstance(error, KeyError) else _one_line(error)
         raise DataError(f"{file} is damaged or is not a manifest of denetdm: {reason}", _FIX) from error
     raise DataError(
-        f"{file} has format {version!r}, expected {_FORMAT} (this is denetdm {__version__}).",
+        f"{file} has format {version!r}, expected {FORMAT} (this is denetdm {__version__}).",
         "Use the version of denetdm that made the data set, or make it again (`denetdm make-data ... --force`).",
     )
 
@@ -367,13 +343,15 @@ def _check_manifest(path: Path, manifest: Manifest, splits: Mapping[str, Split],
                 f"{path / name} has changed since the data set was made: SHA-256 {checksum}, {MANIFEST} says {noted}.",
                 _FIX,
             )
-    classes = len(manifest.class_names)
+    classes, biases = len(manifest.class_names), len(manifest.bias_names)
+    if len(manifest.aligned) not in (0, classes) or not all(value in range(biases) for value in manifest.aligned):
+        _refuse(str(where), f"aligned bias values {manifest.aligned}", f"one below {biases} for each class")
     for name, split in splits.items():
-        _check_labels(split, f"{path / name / _ATTRS}", classes)
-        if manifest.splits[name] != _record(name, split, classes, checksums):
+        check_labels(split, f"{path / name / ATTRS}", classes, biases)
+        if manifest.splits[name] != record_of(name, split, classes, biases, checksums):
             _refuse(str(where), f"counts or shape of split {name} that differ", "those of the files beside it")
-    if manifest.digest != _digest(checksums):
-        _refuse(str(where), f"digest {manifest.digest}", _digest(checksums))
+    if manifest.digest != digest_of(checksums):
+        _refuse(str(where), f"digest {manifest.digest}", digest_of(checksums))
 
 
 def _refuse(where: str, found: str, expected: str) -> None:

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from denetdm_cli.config import DistillConfig
 from denetdm_cli.data.batches import Batch, Batches
 from denetdm_cli.models.experts import ProductOfExperts, TargetModel, freeze
+from denetdm_cli.schema import DistillConfig
 
 
 class Distillation:
@@ -27,7 +27,7 @@ class Distillation:
 
     def precompute(self, batches: Batches) -> None:
         """Compute what the frozen parts say of every image once; only right where training images never change."""
-        parts = [self._frozen(batch.x) for batch in batches.in_order(1000)]
+        parts = [self._frozen(batch.x) for batch in batches.in_order()]
         self._precomputed = (torch.cat([deep for deep, _ in parts]), torch.cat([teacher for _, teacher in parts]))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -36,14 +36,15 @@ class Distillation:
             deep, teacher = self._frozen(batch.x)
         else:
             deep, teacher = (part.index_select(0, batch.index) for part in self._precomputed)
-        target, head, config = self.model.target(batch.x), self.model.head, self._config
+        config, target = self._config, self.model.target(batch.x)
+        features = ([deep + target] if config.w_poe else []) + ([target] if config.w_dist else [])
+        logits = list(self.model.head(torch.cat(features)).chunk(len(features)))  # one product of matrices for both
         terms: dict[str, Tensor] = {}
-        product, student = head(torch.cat([deep + target, target])).chunk(2)  # one product of matrices for both
         if config.w_poe:
-            terms["poe"] = config.w_poe * F.cross_entropy(product, batch.y)
+            terms["poe"] = config.w_poe * F.cross_entropy(logits.pop(0), batch.y)
         if config.w_dist:
             # Against probabilities this is the mean over the batch of -sum_c teacher_c * log softmax(student)_c.
-            terms["dist"] = config.w_dist * config.tau**2 * F.cross_entropy(student / config.tau, teacher)
+            terms["dist"] = config.w_dist * config.tau**2 * F.cross_entropy(logits.pop() / config.tau, teacher)
         return terms
 
     def predict(self, x: Tensor) -> dict[str, Tensor]:
@@ -52,6 +53,11 @@ class Distillation:
 
     @torch.no_grad()
     def _frozen(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (B, F) of the deep branch and softened class probabilities (B, classes) of the teacher."""
-        teacher = self._teacher.head(self._teacher.shallow(x)) / self._config.tau
-        return self.model.deep(x), teacher.softmax(dim=1)
+        """Features (B, F) of the deep branch and softened class probabilities (B, classes) of the teacher.
+
+        What a weight of 0 makes useless is left out, and empty.
+        """
+        deep, config = self.model.deep(x) if self._config.w_poe else x.new_empty(len(x), 0), self._config
+        if not config.w_dist:
+            return deep, x.new_empty(len(x), 0)
+        return deep, (self._teacher.head(self._teacher.shallow(x)) / config.tau).softmax(dim=1)

@@ -1,10 +1,13 @@
 """The models of the two stages: branches that share one linear head."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
-from denetdm_cli.config import ModelConfig
+from denetdm_cli.errors import ConfigError
 from denetdm_cli.models.branches import build_branch
 from denetdm_cli.runtime import seeded
+from denetdm_cli.schema import ModelConfig
 
 
 class ProductOfExperts(nn.Module):
@@ -18,14 +21,25 @@ class ProductOfExperts(nn.Module):
         image_shape: (C, H, W).
         classes: number of target classes.
         seed: determines every initial weight.
+        start_weights: load the weights the branches are to start from; for a new run only.
+    Raises:
+        UserError: as `build_branch`.
     """
 
-    def __init__(self, config: ModelConfig, image_shape: tuple[int, int, int], classes: int, seed: int) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        image_shape: tuple[int, int, int],
+        classes: int,
+        seed: int,
+        *,
+        start_weights: bool = False,
+    ) -> None:
         super().__init__()
         with seeded(seed, "train-poe", "initial weights"):
-            self.shallow = build_branch(config.shallow, image_shape)
-            self.deep = build_branch(config.deep, image_shape)
-            self.head = nn.Linear(self.deep.out_features, classes)
+            self.shallow = build_branch(config.shallow, image_shape, start_weights=start_weights, key="model.shallow")
+            self.deep = build_branch(config.deep, image_shape, start_weights=start_weights, key="model.deep")
+            self.head = nn.Linear(_common_width(self.shallow, self.deep), classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, classes) of the product for images (B, C, H, W)."""
@@ -49,14 +63,25 @@ class TargetModel(nn.Module):
         image_shape: (C, H, W).
         classes: number of target classes.
         seed: determines the initial weights of the target branch; the rest comes from `start_from` or a checkpoint.
+        start_weights: load the weights the target branch is to start from; for a new run only.
+    Raises:
+        UserError: as `build_branch`.
     """
 
-    def __init__(self, config: ModelConfig, image_shape: tuple[int, int, int], classes: int, seed: int) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        image_shape: tuple[int, int, int],
+        classes: int,
+        seed: int,
+        *,
+        start_weights: bool = False,
+    ) -> None:
         super().__init__()
         with seeded(seed, "distill", "initial weights"):
-            self.deep = build_branch(config.deep, image_shape)
-            self.target = build_branch(config.target, image_shape)
-            self.head = nn.Linear(self.target.out_features, classes)
+            self.deep = build_branch(config.deep, image_shape, key="model.deep")
+            self.target = build_branch(config.target, image_shape, start_weights=start_weights, key="model.target")
+            self.head = nn.Linear(_common_width(self.deep, self.target), classes)
         freeze(self.deep)
 
     def start_from(self, experts: ProductOfExperts) -> None:
@@ -78,6 +103,19 @@ class TargetModel(nn.Module):
     def predict(self, x: Tensor) -> dict[str, Tensor]:
         """Logits (B, classes) of the model to ship."""
         return {"target": self(x)}
+
+
+def started_from(model: nn.Module) -> dict[str, dict[str, str]]:
+    """By branch, the `file` it started from and that file's `sha256`; branches without start weights are left out."""
+    files = {name: getattr(branch, "started_from", None) for name, branch in model.named_children()}
+    return {name: file for name, file in files.items() if file is not None}
+
+
+def _common_width(*branches: Any) -> int:
+    widths = {branch.out_features for branch in branches}
+    if len(widths) != 1:
+        raise ConfigError(f"the branches share one head, but end in {widths}", "Give all branches one width.")
+    return int(widths.pop())
 
 
 def freeze(module: nn.Module) -> None:

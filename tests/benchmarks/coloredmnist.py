@@ -18,8 +18,8 @@ import torch
 
 from denetdm_cli import config, stages
 from denetdm_cli.data.catalog import ensure_datasets
-from denetdm_cli.data.recipes import make_coloured_mnist
-from denetdm_cli.data.sources import load_mnist
+from denetdm_cli.data.coloredmnist import make_coloured_mnist
+from denetdm_cli.data.mnist import load_mnist
 from denetdm_cli.runs import finished_stage_1
 from denetdm_cli.stages import EpochDone
 

@@ -27,7 +27,8 @@ def own_colour(index: int) -> tuple[int, int, int]:
 
 
 def draw(path: Path, split: Split, *, rows: int = 3, **changes: object) -> np.ndarray:
-    options: dict[str, object] = {"class_names": NAMES, "bias_names": COLOURS, "title": "Toy"} | changes
+    options: dict[str, object] = {"class_names": NAMES, "bias_names": COLOURS, "title": "Toy", "aligned": range(4)}
+    options |= changes
     contact_sheet(split, path, rows=rows, **options)  # type: ignore[arg-type]
     with Image.open(path) as image:
         assert image.format == "PNG"
@@ -113,3 +114,27 @@ def test_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         draw(tmp_path / "new" / "sheet.png", make_split(1))
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["sheet.png"]
     assert (tmp_path / "new" / "sheet.png").read_bytes() == before
+
+
+def test_without_bias_labels_the_first_images_of_each_class_are_shown(tmp_path: Path) -> None:
+    split = make_split()
+    bare = Split(split.images, split.target, None)
+    sheet = draw(tmp_path / "sheet.png", bare, bias_names=(), aligned=())
+    found = places(sheet, bare)
+    assert sorted(found) == sorted(np.concatenate([np.flatnonzero(split.target == t)[:4] for t in range(CLASSES)]))
+
+
+def test_any_bias_value_can_be_the_one_of_a_class(tmp_path: Path) -> None:
+    split = make_split()
+    found = places(draw(tmp_path / "sheet.png", split, aligned=(2, 2, 0, 0)), split)
+    by_column = sorted(found.items(), key=lambda item: item[1][::-1])
+    tops = [min((item for item in by_column[c * 4 : c * 4 + 4]), key=lambda item: item[1][0])[0] for c in range(4)]
+    assert split.bias is not None
+    assert [int(split.bias[index]) for index in tops] == [2, 2, 0, 0]
+
+
+def test_of_many_classes_only_the_first_are_shown(tmp_path: Path) -> None:
+    split = Split(np.zeros((200, 8, 8, 3), np.uint8), np.arange(200).astype(np.uint8), None)
+    names = [str(label) for label in range(200)]
+    sheet = draw(tmp_path / "sheet.png", split, class_names=names, bias_names=(), aligned=())
+    assert sheet.shape[1] < 2500

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from denetdm_cli import __version__
-from denetdm_cli.data import store
-from denetdm_cli.data.store import MANIFEST, Split, StoredDataset, open_dataset, require_groups, write_dataset
+from denetdm_cli.data import store, writing
+from denetdm_cli.data.store import MANIFEST, Split, StoredDataset, open_dataset, require_groups
+from denetdm_cli.data.writing import write_dataset
 from denetdm_cli.errors import DataError
 
 CLASSES = 3
@@ -156,13 +157,13 @@ def test_digest_is_what_sha256sum_gives(tmp_path: Path) -> None:
 
 def test_group_counts() -> None:
     split = Split(np.zeros((4, 1, 1, 3), np.uint8), np.array([0, 1, 1, 1], np.uint8), np.array([1, 0, 1, 1], np.uint8))
-    counts = split.group_counts(2)
+    counts = split.group_counts(2, 2)
     assert counts.dtype == np.int64
     assert counts.tolist() == [[0, 1], [1, 2]]
     with pytest.raises(ValueError, match="below 1"):
-        split.group_counts(1)
+        split.group_counts(1, 2)
     many = Split(np.zeros((1, 1, 1, 3), np.uint8), np.array([200], np.uint8), np.array([7], np.uint8))
-    assert many.group_counts(201)[200, 7] == 1
+    assert many.group_counts(201, 8)[200, 7] == 1
 
 
 def test_require_groups_names_what_is_missing() -> None:
@@ -189,16 +190,15 @@ def test_interruption_leaves_nothing_half_made(tmp_path: Path, monkeypatch: pyte
     if replace:
         before = write(tmp_path / "set").digest
     saved: list[Path] = []
-    save = store._save
+    add = writing.SplitWriter.add
 
-    def stop_at_third(file: Path, array: np.ndarray) -> None:
-        saved.append(file)
-        if len(saved) == 3:
-            file.write_bytes(b"half")
+    def stop_at_second(writer: writing.SplitWriter, images: np.ndarray, target: np.ndarray, bias: np.ndarray) -> None:
+        saved.append(Path(writer._file.name))
+        add(writer, images, target, bias)
+        if len(saved) == 2:
             raise StopWritingError
-        save(file, array)
 
-    monkeypatch.setattr(store, "_save", stop_at_third)
+    monkeypatch.setattr(writing.SplitWriter, "add", stop_at_second)
     with pytest.raises(StopWritingError):
         write(tmp_path / "set", replace=replace, splits=SPLITS | {"valid": make_split(9)})
     assert all(tmp_path / "set" not in file.parents for file in saved)
@@ -291,7 +291,7 @@ def test_arrays_that_do_not_fit_are_not_written(tmp_path: Path, splits: dict[str
     [
         (lambda d: shutil.rmtree(d), ["does not exist"]),
         (lambda d: d.rename(d.with_name("moved")) and d.write_text("x"), ["is a file"]),
-        (lambda d: shutil.rmtree(d / "valid"), ["valid/images.npy", "missing"]),
+        (lambda d: shutil.rmtree(d / "valid"), ["no folder valid or test"]),
         (lambda d: (d / "train" / "attrs.npy").unlink(), ["train/attrs.npy", "missing"]),
         (lambda d: (d / "train" / "images.npy").write_bytes(b""), ["train/images.npy", "damaged"]),
         (lambda d: (d / "train" / "images.npy").write_bytes(b"<html>no such page</html>"), ["images.npy", "damaged"]),
@@ -394,3 +394,70 @@ def test_labels_that_claim_more_than_the_memory_are_refused(tmp_path: Path) -> N
             np.lib.format.write_array_header_1_0(file, header)
     with pytest.raises(DataError, match=r"attrs\.npy is damaged"):
         open_dataset(tmp_path)
+
+
+# Without bias labels, other shapes of groups, large files
+
+
+def test_a_set_without_bias_labels(tmp_path: Path) -> None:
+    bare = {name: Split(split.images, split.target, None) for name, split in SPLITS.items()}
+    with writing.new_dataset(tmp_path / "set", replace=False) as writer:
+        for name, split in bare.items():
+            with writer.split(name) as out:
+                out.add(split.images[:5], split.target[:5], None)
+                out.add(split.images[5:], split.target[5:], None)
+        writer.describe(recipe={}, attribute_names=("label",), class_names=["a", "b", "c"], bias_names=())
+    opened = open_dataset(tmp_path / "set")
+    assert opened.splits["train"].bias is None
+    assert opened.bias_names == opened.aligned == ()
+    assert np.load(tmp_path / "set" / "train" / "attrs.npy").shape == (30, 1)
+    assert opened.splits["train"].group_counts(3, 0).tolist() == [[10], [10], [10]]
+    np.testing.assert_array_equal(opened.splits["train"].images, SPLITS["train"].images)
+
+
+def test_blocks_give_the_bytes_of_np_save(tmp_path: Path) -> None:
+    write(tmp_path / "set")
+    np.save(tmp_path / "images.npy", SPLITS["train"].images)
+    assert (tmp_path / "set/train/images.npy").read_bytes() == (tmp_path / "images.npy").read_bytes()
+
+
+def test_the_evaluation_split_is_test_where_there_is_one(tmp_path: Path) -> None:
+    opened = write(tmp_path / "two")
+    assert (opened.evaluation_name, opened.held_out) == ("valid", None)
+    opened = write(tmp_path / "three", splits=SPLITS | {"test": make_split(9, 3)})
+    assert opened.evaluation_name == "test"
+    assert len(opened.evaluation.target) == 9
+    assert opened.held_out is opened.splits["valid"]
+    assert opened.evaluation_digest == opened.checksums["test/images.npy"]
+    (tmp_path / "only").mkdir()
+    write(tmp_path / "only test", splits={"train": SPLITS["train"], "test": SPLITS["valid"]})
+    assert open_dataset(tmp_path / "only test").evaluation_name == "test"
+
+
+def test_a_manifest_written_before_there_were_other_aligned_values(tmp_path: Path) -> None:
+    path = write(tmp_path / "set").path / MANIFEST
+    raw = json.loads(path.read_text())
+    assert raw.pop("aligned") == [0, 1, 2]
+    path.write_text(json.dumps(raw))
+    assert open_dataset(tmp_path / "set").aligned == (0, 1, 2)
+    path.write_text(json.dumps(raw | {"aligned": [0, 1, 3]}))
+    with pytest.raises(DataError, match="aligned"):
+        open_dataset(tmp_path / "set")
+
+
+def test_a_large_file_is_read_again_only_when_touched_or_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "_LARGE", 1000)
+    write(tmp_path / "set")
+    read: list[str] = []
+    sha256 = store.sha256
+    monkeypatch.setattr(store, "sha256", lambda file: read.append(file.parent.name + "/" + file.name) or sha256(file))
+    first = open_dataset(tmp_path / "set")
+    assert "train/images.npy" not in read
+    read.clear()
+    assert open_dataset(tmp_path / "set", thorough=True).digest == first.digest
+    assert "train/images.npy" in read
+    images = np.load(tmp_path / "set/train/images.npy")
+    images[0] += 1
+    np.save(tmp_path / "set/train/images.npy", images)
+    with pytest.raises(DataError, match="has changed"):
+        open_dataset(tmp_path / "set")

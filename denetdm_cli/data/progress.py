@@ -1,0 +1,13 @@
+"""How long work on data tells what it is doing."""
+
+from typing import Protocol
+
+
+class Reporter(Protocol):
+    """Who listens: the console, or a test."""
+
+    def say(self, line: str) -> None:
+        """One line on what is done next, or on what was found."""
+
+    def advance(self, what: str, done: int, total: int) -> None:
+        """`done` of `total` steps of `what` are done; called at will, shown at a rate the listener chooses."""

@@ -1,0 +1,76 @@
+"""Running commands as a user does, and looking at what is left."""
+
+import contextlib
+import io
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from denetdm_cli import cli
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+def call(*arguments: object) -> Outcome:
+    """Run a command in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", ["denetdm", *map(str, arguments)]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as ended,
+    ):
+        cli.main()
+    assert isinstance(ended.value.code, int)
+    return Outcome(ended.value.code, out.getvalue(), err.getvalue())
+
+
+def good(*arguments: object) -> Outcome:
+    """Run a command that must succeed."""
+    outcome = call(*arguments)
+    assert outcome.code == 0, outcome
+    return outcome
+
+
+def refused(code: int, outcome: Outcome, *words: object) -> None:
+    """It failed as a user's mistake does: this exit code, and these words in what is wrong or in what to do."""
+    assert outcome.code == code, outcome
+    assert outcome.out == ""
+    wrong, found, remedy = outcome.err.partition("\nwhat to do: ")
+    assert found, outcome.err
+    assert re.search(r"^error: \S", wrong, re.MULTILINE)
+    assert len(remedy.strip()) > 10
+    for word in words:
+        assert str(word) in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, hidden or not."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def no_leftovers(folder: Path) -> bool:
+    return not [path for path in folder.rglob(".*") if path.suffix in (".part", ".old")]
+
+
+def plain(text: str) -> bool:
+    """No control characters, so also no colours and no carriage returns."""
+    return not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", text)
+
+
+def child(*arguments: object, **options: Any) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=60, **options
+    )
