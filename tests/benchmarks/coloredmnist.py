@@ -8,29 +8,22 @@ import resource
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from statistics import median
 
 import torch
+from measuring import epochs, seconds, shown
 
 from denetdm_cli import config, stages
+from denetdm_cli.console import DataReport
 from denetdm_cli.data.catalog import ensure_datasets
 from denetdm_cli.data.coloredmnist import make_coloured_mnist
 from denetdm_cli.data.mnist import load_mnist
 from denetdm_cli.runs import finished_stage_1
-from denetdm_cli.stages import EpochDone
 
 STEPS = 937
 EPOCHS = 8
-
-
-def seconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
 
 
 def bare_products() -> None:
@@ -43,16 +36,10 @@ def bare_products() -> None:
 
 def measure(name: str, events: Iterator[stages.Event]) -> None:
     """Print the wall time of each epoch with its evaluation and checkpoints beside G, measured around every epoch."""
-    times, units, last = [], [seconds(bare_products)], 0.0
-    for event in events:
-        if isinstance(event, EpochDone):
-            times.append(time.perf_counter() - last)
-            units.append(seconds(bare_products))
-        if isinstance(event, EpochDone | stages.Began):
-            last = time.perf_counter()
-    ratios = [t / (before + after) * 2 for t, before, after in zip(times, units[:-1], units[1:], strict=True)]
-    print(f"{name} epoch with evaluation: best {min(times):.2f} s, median {median(times):.2f} s; G {min(units):.2f} s")
-    print(f"  in units of the G around it: best {min(ratios):.2f}, median {median(ratios):.2f}")
+    times, units = epochs(events, bare_products)
+    ratios = [time / unit for time, unit in zip(times, units, strict=True)]
+    print(f"{name} epoch with evaluation: {shown(times)} s; G around it: {shown(units)} s")
+    print(f"  in units of the G around it: {shown(ratios)}")
 
 
 def main() -> None:
@@ -78,7 +65,7 @@ def main() -> None:
             "distill.epochs": EPOCHS,
         }
         resolved = config.load(preset, (), {**options, "device": "cpu"})
-        ((dataset, _),) = ensure_datasets([resolved.dataset], source=arguments.source, force=False, say=print)
+        ((dataset, _),) = ensure_datasets([resolved.dataset], source=arguments.source, reporter=DataReport())
 
         bare_products()
         measure("stage 1", stages.train_poe(resolved, dataset))
