@@ -65,7 +65,7 @@ class DataReport:
         """`done` of `total` steps are done; the line goes when all are."""
         if not sys.stderr.isatty():
             now = time.perf_counter()
-            if now - self._told > _SECONDS_BETWEEN_DATA_LINES:
+            if done and now - self._told > _SECONDS_BETWEEN_DATA_LINES:
                 self._told = now
                 say(f"{what}: {done:,} of {total:,}")
             return

@@ -209,7 +209,9 @@ class Evaluation:
     parts: Parts
 
     @staticmethod
-    def of(dataset: StoredDataset, device: torch.device, config: DataConfig) -> "Evaluation":
+    def of(
+        dataset: StoredDataset, device: torch.device, config: DataConfig, *, channels_last: bool = False
+    ) -> "Evaluation":
         """Bring what a data set is evaluated on to the device.
 
         Raises:
@@ -217,7 +219,7 @@ class Evaluation:
         """
         parts = parts_of(dataset)
         splits: dict[str, Split] = {name: dataset.splits[name] for name, _ in parts.values()}
-        batches = {name: Batches(split, device, config) for name, split in splits.items()}
+        batches = {name: Batches(split, device, config, channels_last=channels_last) for name, split in splits.items()}
         return Evaluation(batches, Groups.of(dataset), parts)
 
     def measure(self, method: Method, epoch: int) -> dict[str, dict[str, dict[str, Any]]]:

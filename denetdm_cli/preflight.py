@@ -42,8 +42,7 @@ def require_full_batch(settings: StageConfig, section: str, dataset: StoredDatas
             f"{section}.batch_size: {settings.batch_size} is larger than the training split, which has {images} images",
             "Give a smaller --batch-size.",
         )
-    normalised = any(branch.name != "mlp" for branch in (model.shallow, model.deep, model.target))
-    if normalised and not settings.drop_last and images % settings.batch_size == 1:
+    if model.convolutional and not settings.drop_last and images % settings.batch_size == 1:
         raise ConfigError(
             f"{section}.batch_size: {settings.batch_size} leaves a last batch of one of the {images} training images, "
             "and batch normalisation needs two",

@@ -245,6 +245,11 @@ class ModelConfig(Section):
             raise ValueError(f"the branches share one head and must end in the same width, but they end in: {found}")
         return self
 
+    @property
+    def convolutional(self) -> bool:
+        """Whether a branch has convolutions, and with them batch normalisation."""
+        return any(branch.name != "mlp" for branch in (self.shallow, self.deep, self.target))
+
 
 class StageConfig(Section):
     """What both stages have: Adam with coupled weight decay and a constant learning rate."""

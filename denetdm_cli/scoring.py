@@ -131,7 +131,7 @@ def score_all(
         UserError: a checkpoint or data set is missing, damaged or does not fit.
     """
     datasets: dict[Path, StoredDataset] = {}
-    batches: dict[tuple[Path, str, str], Batches] = {}
+    batches: dict[tuple[Path, str, str, bool], Batches] = {}
     for path in paths:
         loaded = checkpoint.load_model(path, device)
         use_threads(loaded.config.threads)
@@ -147,9 +147,10 @@ def score_all(
         split_name, rows = ("train", None) if chosen == "train" else parts_of(dataset)[chosen]
         _require_fit(dataset.splits[split_name], dataset, path, trained_on)
         images = loaded.config.data.model_copy(update={"cache": "auto"})  # where it was trained says nothing of here
-        key = (where, split_name, images.model_dump_json())
+        layout = loaded.config.model.convolutional
+        key = (where, split_name, images.model_dump_json(), layout)
         if key not in batches:
-            batches[key] = Batches(dataset.splits[split_name], device, images)
+            batches[key] = Batches(dataset.splits[split_name], device, images, channels_last=layout)
         predictions = predict(loaded.model, loaded.model.predict, batches[key]).at(rows)
         yield Score(
             path=path,

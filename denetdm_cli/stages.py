@@ -169,13 +169,14 @@ def _claim_and_run(
     use_threads(config.threads)
     section = name.replace("-", "_")
     require_full_batch(settings, section, dataset, config.model)
-    evaluation = Evaluation.of(dataset, device, config.data)
+    evaluation = Evaluation.of(dataset, device, config.data, channels_last=config.model.convolutional)
     require_metric(settings, section, dataset, evaluation)
     with folder.claimed(config, resume=resume, force=force):
         if folder.finished:
             yield _finished_before(folder, facts)
             return
-        train = Batches(dataset.splits["train"], device, config.data, augment=True)
+        layout = config.model.convolutional
+        train = Batches(dataset.splits["train"], device, config.data, augment=True, channels_last=layout)
         fresh = not folder.resume_file.exists()
         trained = method(train, fresh)
         start_weights = (

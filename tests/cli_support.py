@@ -12,7 +12,12 @@ from unittest import mock
 
 import pytest
 
-from denetdm_cli import cli
+from denetdm_cli import checkpoint, cli
+
+NAME = "ColoredMNIST-Skewed0.1-Severity4"
+"""The data set folder that the tests of the commands share."""
+EPOCHS = 3
+"""Of its stage 1."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,16 @@ def refused(code: int, outcome: Outcome, *words: object) -> None:
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, hidden or not."""
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def models(folder: Path) -> dict[str, Any]:
+    """What the checkpoints of a stage hold, but for the place of the run."""
+    found = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        tensors, metadata = checkpoint.load(file)
+        metadata["config"].pop("out", None)
+        found[file.name] = ({name: tensor.numpy().tobytes() for name, tensor in tensors.items()}, metadata)
+    return found
 
 
 def no_leftovers(folder: Path) -> bool:

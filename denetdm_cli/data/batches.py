@@ -48,6 +48,7 @@ class Batches:
         device: where batches are made.
         config: where images are kept, normalisation, augmentation; None is `auto` without either.
         augment: whether `shuffled` augments as the configuration says; nothing else ever does.
+        channels_last: lay `x` out as convolutions read it fastest; its shape and values are the same.
 
     Attributes:
         target: (N,) int64, for evaluation; batches hold it as `y`.
@@ -57,7 +58,13 @@ class Batches:
     """
 
     def __init__(
-        self, split: Split, device: torch.device, config: DataConfig | None = None, *, augment: bool = False
+        self,
+        split: Split,
+        device: torch.device,
+        config: DataConfig | None = None,
+        *,
+        augment: bool = False,
+        channels_last: bool = False,
     ) -> None:
         self.device = device
         self.target = split.target.astype(np.int64)
@@ -65,6 +72,7 @@ class Batches:
         self._y = torch.from_numpy(self.target).to(device)
         _, self._height, self._width, self._channels = split.images.shape
         self._normalise = Normalisation(config, device)
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self._augmentation = config if config is not None and augment and config.augments else None
         wanted = config.cache if config else "auto"
         self.cache = _choose_cache(split.images.nbytes, device) if wanted == "auto" else wanted
@@ -125,7 +133,8 @@ class Batches:
                 yield self._batch(block if crops is None else crops.at(part).of(block), index)
 
     def _batch(self, images: Tensor, index: Tensor) -> Batch:
-        return Batch(self._normalise(images), self._y.index_select(0, index), index)
+        x = self._normalise(images).contiguous(memory_format=self._layout)
+        return Batch(x, self._y.index_select(0, index), index)
 
     def _blocks(self, rows: Sequence[Tensor], indices: Sequence[Tensor]) -> Generator[Tensor, None, None]:
         """Images (B, C, H, W) uint8 on the device, contiguous and the caller's own, one block at a time.

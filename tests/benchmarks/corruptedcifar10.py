@@ -81,30 +81,12 @@ def _steps(
     return run
 
 
-def making(cifar: Cifar10, textures: tuple[np.ndarray, ...], root: Path) -> None:
+def making(cifar: Cifar10, textures: tuple[np.ndarray, ...], root: Path, wanted: CorruptedCifar10Config) -> None:
     count = len(cifar.train_labels) + len(cifar.test_labels)
-    for kind in (0, 1):
-        wanted = CorruptedCifar10Config(
-            name="corruptedcifar10",
-            root=str(root),
-            type=kind,
-            ratio=0.01,
-            severity=4,
-            seed=0,  # type: ignore[arg-type]
-        )
-        began = time.process_time()
-        wall = seconds(
-            lambda: make_corrupted_cifar10(
-                cifar,
-                textures,
-                root / f"type{kind}",
-                wanted,
-                replace=False,
-                reporter=DataReport(),  # noqa: B023
-            )
-        )
-        cpu = time.process_time() - began
-        print(f"make-data type {kind}, {count:,} images in memory: {cpu:.1f} s of CPU, {count / wall:,.0f} images/s")
+    path, began = root / f"type{wanted.type}", time.process_time()
+    wall = seconds(lambda: make_corrupted_cifar10(cifar, textures, path, wanted, replace=False, reporter=DataReport()))
+    cpu = time.process_time() - began
+    print(f"make-data type {wanted.type}, {count:,} images in memory: {cpu:.1f} s of CPU, {count / wall:,.0f} images/s")
 
 
 def training(resolved: Config, dataset: StoredDataset, device: torch.device) -> None:
@@ -157,7 +139,6 @@ def main() -> None:
         root = Path(folder)
         cifar = load_cifar10(root, arguments.source, print)
         textures = load_textures(root, arguments.frost, print)
-        making(cifar, textures, root)
         importing(root)
         options = {
             "threads": arguments.threads,
@@ -170,6 +151,8 @@ def main() -> None:
         settings = ["model.target.weights=null"]
         resolved = config.load(config.preset_path("corruptedcifar10"), settings, options)
         assert isinstance(resolved.dataset, CorruptedCifar10Config)
+        for kind in (0, 1):
+            making(cifar, textures, root, resolved.dataset.model_copy(update={"type": kind}))
         part = make_corrupted_cifar10(
             part_of(cifar, arguments.images), textures, root / "part", resolved.dataset, replace=False,
             reporter=DataReport(),

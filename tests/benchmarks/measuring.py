@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from statistics import median
 
 from denetdm_cli import stages
@@ -23,7 +24,7 @@ def epochs(events: Iterator[stages.Event], yardstick: Callable[[], object]) -> t
             units.append(seconds(yardstick))
         if isinstance(event, EpochDone | stages.Began):
             last = time.perf_counter()
-    return times, [(before + after) / 2 for before, after in zip(units[:-1], units[1:], strict=True)]
+    return times, [(before + after) / 2 for before, after in pairwise(units)]
 
 
 def shown(values: list[float], digits: int = 2) -> str:

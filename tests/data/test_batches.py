@@ -311,3 +311,12 @@ def test_images_are_packed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = list(_batches(cache="device").in_order(5))
     monkeypatch.setattr(module, "_BLOCK_BYTES", 4 * 10 * 12 * 3 + 1)
     assert _same(list(_batches(cache="device").in_order(5)), whole)
+
+
+def test_the_layout_for_convolutions_changes_no_value() -> None:
+    plain, laid = (Batches(_split(), torch.device("cpu"), channels_last=layout) for layout in (False, True))
+    index = torch.tensor([3, 1, 2])
+    one, other = plain.take(index).x, laid.take(index).x
+    assert torch.equal(one, other)
+    assert one.is_contiguous()
+    assert other.is_contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,78 @@
+"""What a terminal and what a pipe gets to see of a training."""
+
+import contextlib
+import io
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cli_support import EPOCHS, NAME, Outcome, good, plain
+
+from denetdm_cli import console
+from denetdm_cli.stages import Began, EpochDone, Finished
+from denetdm_cli.training import Progress
+
+
+class TestOutput:
+    def test_pipes_get_plain_lines(
+        self, train: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("TERM", "xterm-256color")
+        outcome = train()
+        lines = outcome.err.splitlines()
+        assert f"{tmp_path}" in lines[1]
+        assert lines[2].startswith(f"train-poe epoch 1/{EPOCHS}  loss ")
+        assert lines[-2].startswith(f"train-poe epoch {EPOCHS}/{EPOCHS}  loss ")
+        assert lines[-1].startswith("warning: the branches ")  # so few steps do not separate them
+        assert all(word in lines[-2] for word in ("shallow ", "deep ", "product ", " images/s", " left"))
+        assert "Next: denetdm distill runs/" in outcome.out
+        distilled = good("distill", f"runs/{NAME}/seed0", "--epochs", 1)
+        assert "Next: denetdm evaluate runs/" in distilled.out
+        evaluated = good("evaluate", f"runs/{NAME}/seed0")
+        assert evaluated.err == ""
+        for text in (outcome.out, outcome.err, distilled.out, distilled.err, evaluated.out):
+            assert text
+            assert plain(text)
+
+    def test_a_line_an_epoch_but_at_most_one_a_second(self, train: Callable[..., Outcome]) -> None:
+        began = time.monotonic()
+        outcome = train("--epochs", 12)
+        told = re.findall(r"epoch (\d+)/12 ", outcome.err)
+        assert (told[0], told[-1]) == ("1", "12")
+        assert len(told) <= 3 + time.monotonic() - began
+
+    @pytest.mark.parametrize("columns", [80, 100, 120])
+    def test_a_terminal_gets_a_bar_that_fits(self, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+        class Terminal(io.StringIO):
+            def isatty(self) -> bool:
+                return True
+
+        monkeypatch.setenv("TERM", "xterm-256color")
+        monkeypatch.setenv("COLUMNS", str(columns))
+        monkeypatch.delenv("NO_COLOR", raising=False)
+        metrics = {"conflicting": 0.987654, "aligned": 1.0}
+        record = {
+            "epoch": 100,
+            "losses": {"total": 12.3456},
+            "evaluation": {"shallow": metrics, "deep": metrics, "product": metrics},
+            "images": 123456,
+            "seconds": 1.0,
+        }
+        finished = Finished(Path("folder"), {}, already=False)
+        events = [
+            Began("train-poe", Path("folder"), 99, 100, 123456),
+            Progress(99, 5, 2.5),
+            EpochDone(record),
+            finished,
+        ]
+        with contextlib.redirect_stderr(Terminal()) as screen:
+            assert console.follow(iter(events), "denetdm again") is finished
+        shown = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue()))
+        assert all(len(line) <= columns for line in shown)
+        assert re.fullmatch(
+            r"train-poe epoch 100/100 \S+ 100% loss 12\.3456 123,456 images/s [0-9:-]+ left *", shown[-3]
+        )
+        assert shown[-2].strip() == "conflicting/aligned % shallow 98.8/100.0 deep 98.8/100.0 product 98.8/100.0"
