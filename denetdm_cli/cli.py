@@ -136,9 +136,9 @@ def make_data(
     made = shell.make_or_open(wanted, source, force, frost)
     for stored, new in made:
         groups = source is not None and shell.few_groups(stored)
-        show_dataset(stored, "made now" if new else "was there already", groups=groups)
+        show_dataset(stored, f"{stored.path} ({'made now' if new else 'was there already'})", groups=groups)
     if preview is not None:
-        shell.draw_sheet(made[0][0], preview)
+        shell.draw_sheet(made[0][0], preview, made[0][0].path.name)
 
 
 @app.command()
@@ -162,16 +162,15 @@ def validate(
     shell.require_ending(sheet, ".png", "--preview")
     if looks_like_dataset(data):
         stored = open_dataset(data, thorough=True)
-        show_dataset(stored, "sound", groups=True)
-        shell.draw_sheet(stored, sheet)
+        show_dataset(stored, f"{data} (sound)", groups=True)
+        shell.draw_sheet(stored, sheet, stored.path.name)
         return
     with tempfile.TemporaryDirectory(prefix="denetdm-") as scratch:
         options = {"dataset.root": scratch, "dataset.folder": "checked", "dataset.size": _CHECKED_SIZE}
         wanted = config.load(config.preset_path("folder"), settings or (), options).dataset
         ((stored, _),) = shell.make_or_open([wanted], data, force=False)
-        state = f"what make-data folder --source {shell.as_typed(data)} makes, here at a small size"
-        show_dataset(stored, state, groups=True)
-        shell.draw_sheet(stored, sheet)
+        show_dataset(stored, f"{data}, as make-data folder would import it", groups=True, digest=False)
+        shell.draw_sheet(stored, sheet, data.resolve().name)
 
 
 @app.command("train-poe")

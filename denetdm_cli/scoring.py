@@ -37,6 +37,8 @@ class Score:
         dataset: the folder and digest of the data, and the names of its classes and bias values.
         metrics: by predictor, as `evaluation.group_metrics` gives them.
         predictions: of every image.
+        device: where it was computed.
+        files: names of the files the images of the whole split come from, where that is known.
     """
 
     path: Path
@@ -46,6 +48,7 @@ class Score:
     metrics: dict[str, dict[str, Any]]
     predictions: Predictions
     device: str
+    files: list[str] | None
 
     @property
     def on_selection_data(self) -> bool:
@@ -167,6 +170,7 @@ def score_all(
             metrics=predictions.metrics(Groups.of(dataset, classes)),
             predictions=predictions,
             device=str(device),
+            files=dataset.files(split_name),
         )
 
 
@@ -217,17 +221,19 @@ def _different_settings(scores: Sequence[Score]) -> set[str]:
 
 
 def write_predictions(path: Path, scores: Sequence[Score]) -> None:
-    """Write one row an image and checkpoint: true labels, and class and confidence by predictor."""
+    """Write one row an image and checkpoint: its file where known, true labels, class and confidence by predictor."""
     predictors = list(scores[0].predictions.predicted)
     columns = [column for name in predictors for column in (f"predicted_{name}", f"confidence_{name}")]
     with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["checkpoint", "index", "target", "bias", *columns])
+        named = any(score.files for score in scores)
+        writer.writerow(["checkpoint", "index", *(["file"] if named else []), "target", "bias", *columns])
         for score in scores:
             found = score.predictions
             values = [part[name].tolist() for name in predictors for part in (found.predicted, found.confidence)]
             bias = [""] * len(found.target) if found.bias is None else found.bias.tolist()
-            rows = zip(found.index.tolist(), found.target.tolist(), bias, *values, strict=True)
+            names = [[score.files[index] if score.files else "" for index in found.index.tolist()]] if named else []
+            rows = zip(found.index.tolist(), *names, found.target.tolist(), bias, *values, strict=True)
             writer.writerows((str(score.path), *row) for row in rows)
 
 

@@ -62,8 +62,8 @@ def few_groups(dataset: Any) -> bool:
     return len(dataset.class_names) * max(len(dataset.bias_names), 1) <= _GROUPS_AT_A_GLANCE
 
 
-def draw_sheet(dataset: Any, path: Path) -> None:
-    """Draw a contact sheet of the training split."""
+def draw_sheet(dataset: Any, path: Path, name: str) -> None:
+    """Draw a contact sheet of the training split of a data set that goes by `name`."""
     from denetdm_cli.console import say
     from denetdm_cli.data.preview import contact_sheet
 
@@ -73,9 +73,9 @@ def draw_sheet(dataset: Any, path: Path) -> None:
         class_names=dataset.class_names,
         bias_names=dataset.bias_names,
         aligned=dataset.aligned,
-        title=f"{dataset.path.name}, train",
+        title=f"{name}, train",
     )
-    say(f"contact sheet of {dataset.path.name}: {path}")
+    say(f"contact sheet of {name}: {path}")
 
 
 def the_dataset(wanted: Any, source: Path | None) -> Any:

@@ -33,6 +33,7 @@ def show_finished(finished: Finished, rule: str, next_command: str) -> None:
         _metrics_row(table, name, metrics, names, columns)
     out = stream(stderr=False)
     out.print(table)
+    _show_star(out, columns, results["reported_metric"])
     out.print(f"{selection_note(kept)} Epoch {kept['epoch']} of {results['epochs']}.", markup=False, soft_wrap=True)
     out.print(f"Measured on the {kept['reported_on']} part of {names['evaluation_split']}/.", markup=False)
     out.print(f"Run folder: {finished.folder}", markup=False, soft_wrap=True)
@@ -65,6 +66,7 @@ def show_scores(scores: Sequence[Score], summary: Mapping[str, Any]) -> None:
         for name, metrics in score.metrics.items():
             _metrics_row(table, name, metrics, score.dataset, columns)
         out.print(table)
+        _show_star(out, columns, score.metadata["reported_metric"])
         _show_provenance(out, score)
         shipped = next(iter(score.metrics))
         groups = score.metrics[shipped]["groups"]
@@ -85,6 +87,7 @@ def show_scores(scores: Sequence[Score], summary: Mapping[str, Any]) -> None:
         ]
         table.add_row(_PREDICTOR_NAMES.get(name, name), *cells)
     out.print(table)
+    _show_star(out, columns, scores[0].metadata["reported_metric"])
     _show_provenance(out, scores[0])
     for score in scores:
         out.print(
@@ -92,6 +95,11 @@ def show_scores(scores: Sequence[Score], summary: Mapping[str, Any]) -> None:
             markup=False,
             soft_wrap=True,
         )
+
+
+def _show_star(out: Console, columns: Sequence[str], reported: str) -> None:
+    if reported in columns:
+        out.print(f"* {reported.replace('_', ' ')} is the figure to report for this data set.", markup=False)
 
 
 def _show_provenance(out: Console, score: Score) -> None:
@@ -105,16 +113,17 @@ def _show_provenance(out: Console, score: Score) -> None:
         out.print("Some of these images picked an epoch, so the figures are too good for a test.", markup=False)
 
 
-def show_dataset(dataset: StoredDataset, state: str, *, groups: bool) -> None:
-    """Counts of a data set and where it lies.
+def show_dataset(dataset: StoredDataset, title: str, *, groups: bool, digest: bool = True) -> None:
+    """Counts of a data set.
 
     Args:
         dataset: the data set.
-        state: in words, whether it was made now.
+        title: what it is, and whether it was made now.
         groups: show also how many images each group of each split has.
+        digest: show also size and digest of what is stored.
     """
     out = stream(stderr=False)
-    table = Table(title=f"{escape(str(dataset.path))} ({state})", box=box.SIMPLE_HEAD)
+    table = Table(title=escape(title), box=box.SIMPLE_HEAD)
     for column in ("split", "images", "bias-aligned", "bias-conflicting", "conflict ratio", "groups", "smallest group"):
         table.add_column(column, justify="left" if column == "split" else "right")
     classes, biases = len(dataset.class_names), len(dataset.bias_names)
@@ -129,22 +138,36 @@ def show_dataset(dataset: StoredDataset, state: str, *, groups: bool) -> None:
         table.add_row(name, *cells, str(present.size), str(present.min()))
     out.print(table)
     if groups:
-        for name, split in dataset.splits.items():
+        judged = {name: split for name, split in dataset.splits.items() if split.bias is not None}
+        if len(judged) < len(dataset.splits):
+            out.print(_class_table(dataset))
+        for name, split in judged.items():
             out.print(_count_table(dataset, name, split))
     if not biases:
         out.print("No bias labels: figures are by class alone.", markup=False)
-    height, width = dataset.evaluation.images.shape[1:3]
-    out.print(f"Images of {height}x{width} pixels. Digest {dataset.digest}", markup=False, soft_wrap=True)
+    if digest:
+        height, width = dataset.evaluation.images.shape[1:3]
+        out.print(f"Images of {height}x{width} pixels. Digest {dataset.digest}", markup=False, soft_wrap=True)
+
+
+def _class_table(dataset: StoredDataset) -> Table:
+    table = Table(title="images by class", box=box.SIMPLE_HEAD, padding=0)
+    table.add_column("target")
+    counts = []
+    for name, split in dataset.splits.items():
+        table.add_column(name, justify="right")
+        counts.append(np.bincount(split.target, minlength=len(dataset.class_names)))
+    for label, target in enumerate(dataset.class_names):
+        table.add_row(escape(target), *(f"{count[label]:,}" if count[label] else "-" for count in counts))
+    return table
 
 
 def _count_table(dataset: StoredDataset, name: str, split: Split) -> Table:
     counts = split.group_counts(len(dataset.class_names), len(dataset.bias_names))
-    columns = ["images"] if split.bias is None else dataset.bias_names
-    title = f"{name}: images by {'class' if split.bias is None else 'group (rows: target, columns: bias)'}"
-    table = Table(title=escape(title), box=box.SIMPLE_HEAD, padding=0)
+    table = Table(title=f"{name}: images by group (rows: target, columns: bias)", box=box.SIMPLE_HEAD, padding=0)
     table.add_column("target")
-    for column in columns:
-        table.add_column(escape(column), justify="right")
+    for bias in dataset.bias_names:
+        table.add_column(escape(bias), justify="right")
     for target, row in zip(dataset.class_names, counts.tolist(), strict=True):
         table.add_row(escape(target), *(f"{count:,}" if count else "-" for count in row))
     return table
@@ -157,8 +180,7 @@ def _columns(metrics: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
 
 
 def _metrics_table(title: str, columns: Sequence[str], reported: str) -> Table:
-    caption = "accuracy in %" + ("; *: the figure to report for this data set" if reported in columns else "")
-    table = Table(title=escape(title), box=box.SIMPLE_HEAD, padding=0, caption=caption, caption_justify="right")
+    table = Table(title=escape(title), box=box.SIMPLE_HEAD, padding=0, caption="accuracy in %", caption_justify="right")
     table.add_column("predictor")
     for column in columns:
         table.add_column(column.replace("_", " ") + ("*" if column == reported else ""), justify="right")

@@ -11,7 +11,7 @@ ROOMS = [
     "errors", "files", "schema", "config", "runtime",
     "data.store", "data.writing", "data.progress", "data.fetch", "data.mnist", "data.cifar", "data.frost",
     "data.recipes", "data.coloredmnist", "data.weather", "data.corruptions", "data.corruptedcifar10",
-    "data.archives", "data.importing", "data.tables", "data.layouts", "data.folders", "data.catalog",
+    "data.archives", "data.importing", "data.table_layouts", "data.layouts", "data.folders", "data.catalog",
     "data.preview", "data.augment", "data.batches",
     "models.mlp", "models.convnets", "models.torchvision_nets", "models.branches", "models.experts",
     "methods.base", "methods.poe", "methods.distill",

@@ -18,7 +18,7 @@ from denetdm_cli.data.mnist import lazy_mnist
 from denetdm_cli.data.progress import Reporter
 from denetdm_cli.data.recipes import Recipe, ensure
 from denetdm_cli.data.store import Scalar, StoredDataset
-from denetdm_cli.data.tables import list_celeba, list_waterbirds
+from denetdm_cli.data.table_layouts import list_celeba, list_waterbirds
 from denetdm_cli.errors import DataError
 from denetdm_cli.files import sha256
 from denetdm_cli.schema import (

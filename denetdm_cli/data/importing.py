@@ -257,18 +257,19 @@ def _write_split(
             items.append(item)
             kept[item.target] += 1
         if len(images) == limit or done == total:
-            _add(out, images, items)
+            _add(out, images, items, left_out.listing)
             images, items = [], []
             reporter.advance(f"{name}: reading images", done, total)
     left_out.check(name, kept)
 
 
-def _add(out: SplitWriter, images: list[NDArray[np.uint8]], items: list[Item]) -> None:
+def _add(out: SplitWriter, images: list[NDArray[np.uint8]], items: list[Item], listing: Listing) -> None:
     if not items:
         return
     target = np.array([item.target for item in items], np.uint8)
     known = [item.bias for item in items if item.bias is not None]
-    out.add(np.stack(images), target, np.array(known, np.uint8) if known else None)
+    bias = np.array(known, np.uint8) if known else None
+    out.add(np.stack(images), target, bias, [listing.short(item) for item in items])
 
 
 def _refuse_sizes(listing: Listing, *found: tuple[Item, tuple[int, ...]]) -> None:

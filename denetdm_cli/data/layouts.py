@@ -7,7 +7,7 @@ from typing import Literal
 from denetdm_cli.data.archives import entries, find_tree, found_in, image_files, refuse
 from denetdm_cli.data.cifar import CLASS_NAMES as CIFAR10_CLASSES
 from denetdm_cli.data.importing import Item, Listing, Splits, count_notes
-from denetdm_cli.data.tables import list_celeba, list_waterbirds
+from denetdm_cli.data.table_layouts import list_celeba, list_waterbirds
 from denetdm_cli.errors import DataError
 
 __all__ = ["list_bar", "list_bffhq", "list_celeba", "list_dfa", "list_waterbirds"]

@@ -21,6 +21,7 @@ MANIFEST = "manifest.json"
 SPLITS = ("train", "valid", "test")
 IMAGES = "images.npy"
 ATTRS = "attrs.npy"
+FILES = "files.json"
 FORMAT = 1
 
 Scalar: TypeAlias = str | int | float | bool | None
@@ -140,6 +141,15 @@ class StoredDataset:
     def evaluation_digest(self) -> str:
         """SHA-256 of the evaluation images; the same for all conflict ratios of a recipe and seed."""
         return self.checksums[f"{self.evaluation_name}/{IMAGES}"]
+
+    def files(self, split: str) -> list[str] | None:
+        """Names of the files that the images of a split come from; None where that is not known."""
+        path = self.path / split / FILES
+        try:
+            names = [str(name) for name in json.loads(path.read_text(encoding="utf-8"))]
+        except (OSError, ValueError, TypeError):
+            return None
+        return names if len(names) == len(self.splits[split].target) else None
 
     def _numbers(self, attribute: str) -> tuple[str, ...]:
         found = [labels for split in self.splits.values() if (labels := getattr(split, attribute)) is not None]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from denetdm_cli import __version__
 from denetdm_cli.data.store import (
     ATTRS,
+    FILES,
     FORMAT,
     IMAGES,
     MANIFEST,
@@ -45,14 +46,22 @@ class SplitWriter:
         self._file = (folder / IMAGES).open("wb")
         self._shape: tuple[int, ...] | None = None
         self._attrs: list[NDArray[np.uint8]] = []
+        self._files: list[str] = []
 
-    def add(self, images: NDArray[np.uint8], target: NDArray[np.uint8], bias: NDArray[np.uint8] | None) -> None:
+    def add(
+        self,
+        images: NDArray[np.uint8],
+        target: NDArray[np.uint8],
+        bias: NDArray[np.uint8] | None,
+        files: Sequence[str] = (),
+    ) -> None:
         """Append a block.
 
         Args:
             images: (n, H, W, 3) uint8; H and W as in the blocks before.
             target: (n,) uint8.
             bias: (n,) uint8; None, in every block or in none, where there are no bias labels.
+            files: names of the n files the images come from, where they come from files.
         Raises:
             OSError: the disk is full.
         """
@@ -63,6 +72,7 @@ class SplitWriter:
             raise ValueError(f"images of {images.shape[1:]} after images of {self._shape}")
         self._file.write(np.ascontiguousarray(images).data)
         self._attrs.append(np.stack([target] if bias is None else [target, bias], axis=1))
+        self._files += files
 
     def close(self) -> None:
         """Complete both files."""
@@ -76,6 +86,8 @@ class SplitWriter:
         with (self._folder / ATTRS).open("wb") as stream:
             np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(attrs))
             stream.write(attrs.data)
+        if self._files:
+            (self._folder / FILES).write_text(json.dumps(self._files, indent=0) + "\n", encoding="utf-8")
 
     def _header(self, count: int) -> bytes:
         """The .npy header, of one length for any number of images: 128 bytes, as numpy itself writes."""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from denetdm_cli.data import tables
+from denetdm_cli.data import table_layouts
 from denetdm_cli.data.importing import Listing, pack
 from denetdm_cli.data.layouts import list_bar, list_bffhq, list_celeba, list_dfa, list_waterbirds
 from denetdm_cli.errors import DataError
@@ -269,7 +269,7 @@ def test_celeba_subsample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     make_celeba(tmp_path)
     whole = list_celeba(tmp_path, subsample=False, seed=0)
     assert list_celeba(tmp_path, subsample=True, seed=0) == whole, "there are not 2,000"
-    monkeypatch.setattr(tables, "_KEPT_OF_COMMONEST", 7)
+    monkeypatch.setattr(table_layouts, "_KEPT_OF_COMMONEST", 7)
     drawn = list_celeba(tmp_path, subsample=True, seed=0)
     groups = Counter((item.target, item.bias) for item in drawn.splits["train"])
     assert groups == {(0, 1): 7, (0, 0): 1, (1, 0): 1, (1, 1): 1}
