@@ -12,6 +12,7 @@ from corruption_reference import CONSTANTS, reference
 from PIL import Image
 
 from denetdm_cli.data.corruptions import TYPE_0, TYPE_1, corrupt
+from denetdm_cli.data.frost import load_textures
 
 ALL = (*TYPE_0, *TYPE_1)
 DETERMINISTIC = {
@@ -92,11 +93,10 @@ def photos() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def real_textures(tmp_path_factory: pytest.TempPathFactory) -> tuple[np.ndarray, ...]:
-    frost = pytest.importorskip("denetdm_cli.data.frost")
-    folder = data_folder() / "frost"
+    folder = Path(os.environ.get("DENETDM_TEST_FROST") or data_folder() / "frost")
     if not folder.is_dir():
-        pytest.skip(f"no frost textures in {folder}")
-    return frost.load_textures(tmp_path_factory.mktemp("root"), folder, print)
+        pytest.skip(f"no frost textures in {folder} (set DENETDM_TEST_FROST to the folder that holds them)")
+    return load_textures(tmp_path_factory.mktemp("root"), folder, print)
 
 
 # What comes out
