@@ -1,6 +1,7 @@
 """The commands. Each gathers its options, calls the core and shows the result; heavy imports wait until then."""
 
 import errno
+import re
 import shlex
 import shutil
 import sys
@@ -23,6 +24,7 @@ configs_app = typer.Typer(help="List, print and copy the shipped configurations.
 app.add_typer(configs_app, name="configs")
 
 _CHECKED_SIZE = 64
+_ARCHIVE_ENDING = re.compile(r"(\.tar)?\.(csv|zip|tar|t?gz|bz2|xz)$", re.IGNORECASE)
 
 Rule = Literal["last", "valid", "paper"]
 SetOption = Annotated[
@@ -158,7 +160,7 @@ def validate(
     from denetdm_cli.data.store import looks_like_dataset, open_dataset
     from denetdm_cli.tables import show_dataset
 
-    sheet = preview or Path(f"{data.resolve().name.partition('.')[0]}-sheet.png")
+    sheet = preview or Path(f"{_ARCHIVE_ENDING.sub('', data.resolve().name)}-sheet.png")
     shell.require_ending(sheet, ".png", "--preview")
     if looks_like_dataset(data):
         stored = open_dataset(data, thorough=True)

@@ -177,9 +177,15 @@ def _validate(tree: dict[str, Any], origin: str, problems: list[str]) -> Config:
         raise ConfigError(
             f"{count} in the configuration {origin}:{lines}",
             "Correct them in the file, or with --set KEY=VALUE; "
-            "denetdm configs show coloredmnist prints a complete example.",
+            f"denetdm configs show {_example(tree)} prints a complete example.",
         )
     return config
+
+
+def _example(tree: Mapping[str, Any]) -> str:
+    dataset = tree.get("dataset")
+    name = dataset.get("name") if isinstance(dataset, dict) else None
+    return name if isinstance(name, str) and name in preset_names() else "coloredmnist"
 
 
 def _explain(details: ErrorDetails) -> str:

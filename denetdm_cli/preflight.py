@@ -6,9 +6,11 @@ from typing import Any
 from denetdm_cli.config import differences
 from denetdm_cli.data.store import StoredDataset
 from denetdm_cli.errors import CheckpointError, ConfigError
-from denetdm_cli.evaluation import LABEL_METRICS, Evaluation
+from denetdm_cli.evaluation import LABEL_METRICS, Evaluation, group_metrics
+from denetdm_cli.models.branches import build_branch
 from denetdm_cli.runs import RunFolder
-from denetdm_cli.schema import Config, DistillConfig, ModelConfig, StageConfig, TrainPoeConfig
+from denetdm_cli.runtime import seeded
+from denetdm_cli.schema import BranchConfig, Config, DistillConfig, ModelConfig, StageConfig, TrainPoeConfig
 
 _FREE_IN_STAGE_2 = (
     "distill.", "model.target.", "selection", "device", "threads", "out", "dataset.root", "data.cache",
@@ -50,6 +52,19 @@ def require_full_batch(settings: StageConfig, section: str, dataset: StoredDatas
         )
 
 
+def require_target(config: BranchConfig, image_shape: tuple[int, int, int]) -> None:
+    """Refuse, before stage 1, a target branch that stage 2 could not begin with.
+
+    ImageNet weights are not asked for: they may be fetched until then.
+
+    Raises:
+        ConfigError: torchvision has no such network, or it cannot take such images (C, H, W).
+        CheckpointError: the file of start weights is missing, damaged or of another network.
+    """
+    with seeded(0, "a trial"):
+        build_branch(config, image_shape, start_weights=getattr(config, "weights", None) != "imagenet")
+
+
 def require_metric(
     settings: TrainPoeConfig | DistillConfig, section: str, dataset: StoredDataset, evaluation: Evaluation
 ) -> None:
@@ -61,12 +76,20 @@ def require_metric(
     metric = settings.selection_metric
     if metric.split(".")[1] in LABEL_METRICS:
         return
-    bare = [name for name in evaluation.batches if dataset.splits[name].bias is None]
-    if bare:
-        predictor = metric.split(".")[0]
+    predictor, figure = metric.split(".")
+    for part in ("valid", "evaluation"):
+        name, rows = evaluation.parts[part]
+        batches = evaluation.batches[name]
+        chosen = slice(None) if rows is None else rows
+        target = batches.target[chosen]
+        if batches.bias is None:
+            lack = f"needs bias labels, and {name} of {dataset.path} has none"
+        elif group_metrics(target, batches.bias[chosen], target, evaluation.groups)[figure] is None:
+            lack = f"has no value, for {name} of {dataset.path} has no image that it is measured on"
+        else:
+            continue
         raise ConfigError(
-            f"{section}.selection_metric: {metric!r} needs bias labels, and {', '.join(bare)} of "
-            f"{dataset.path} has none",
+            f"{section}.selection_metric: {metric!r} {lack}",
             f"Use one that needs class labels only: --set {section}.selection_metric={predictor}.accuracy "
             f"(or {predictor}.worst_class).",
         )

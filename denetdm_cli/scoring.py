@@ -129,7 +129,8 @@ def score_all(
         device: where to compute.
         open_own: opens the data set of a configuration.
         data: another data set to score all of them on.
-        part: evaluation, valid, test or train; by default what the checkpoint's selection rule reports on.
+        part: evaluation, valid, test or train; by default what the checkpoint's selection rule reports on, and
+            all of the evaluation split of other data.
     Raises:
         UserError: a checkpoint or data set is missing, damaged or does not fit.
     """
@@ -146,7 +147,8 @@ def score_all(
         dataset = datasets[where]
         if data is None:
             require_same_data(loaded.metadata, dataset, path)
-        chosen = part or str(loaded.metadata["selection"]["reported_on"])
+        picked_here = dataset.evaluation_digest == trained_on["evaluation_digest"]
+        chosen = part or (str(loaded.metadata["selection"]["reported_on"]) if picked_here else "evaluation")
         split_name, rows = ("train", None) if chosen == "train" else parts_of(dataset)[chosen]
         _require_fit(dataset.splits[split_name], dataset, path, trained_on)
         images = loaded.config.data.model_copy(update={"cache": "auto"})  # where it was trained says nothing of here
@@ -165,13 +167,19 @@ def score_all(
                 "digest": dataset.digest,
                 "evaluation_digest": dataset.evaluation_digest,
                 "class_names": trained_on["class_names"],
-                "bias_names": list(dataset.bias_names if dataset.manifest else trained_on["bias_names"]),
+                "bias_names": _bias_names(dataset, trained_on["bias_names"]),
             },
             metrics=predictions.metrics(Groups.of(dataset, classes)),
             predictions=predictions,
             device=str(device),
             files=dataset.files(split_name),
         )
+
+
+def _bias_names(dataset: StoredDataset, trained_on: list[str]) -> list[str]:
+    """Names of the bias values of a data set; those of the training data where it has none and there are as many."""
+    own = list(dataset.bias_names)
+    return trained_on if dataset.manifest is None and len(own) == len(trained_on) else own
 
 
 def summarise(scores: Sequence[Score]) -> dict[str, dict[str, dict[str, float | None]]]:

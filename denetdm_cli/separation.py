@@ -84,7 +84,7 @@ def warnings(train: Signs, evaluation: Signs) -> list[str]:
             return [_dead(name, train)]
     if evaluation["disagreement"] < _HARDLY_DIFFERENT and train["disagreement"] < _HARDLY_DIFFERENT:
         return [
-            f"the branches did not separate: they give the same class for all but {evaluation['disagreement']:.1%} of "
+            f"the branches did not separate: they give different classes for only {evaluation['disagreement']:.1%} of "
             "the evaluation images. Either nothing misleads in this data, or both learnt the same. Try a shallower "
             "--set model.shallow.depth=... or a deeper --set model.deep.depth=..."
         ]

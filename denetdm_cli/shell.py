@@ -101,6 +101,8 @@ def train(events: Any) -> Any:
 
 def require_ending(path: Path, ending: str, option: str) -> None:
     """Refuse to replace a file of another kind."""
+    if path.is_dir():
+        raise ConfigError(f"{option} {path} is a folder", f"Give the name of a file that ends in {ending}.")
     if path.is_file() and path.suffix.lower() != ending:
         raise ConfigError(f"{option} {path}: there is another file of that name", f"Give a name that ends in {ending}.")
 

@@ -25,6 +25,7 @@ from denetdm_cli.preflight import (
     require_same_data,
     require_same_stage_1,
     require_same_teacher,
+    require_target,
 )
 from denetdm_cli.runs import RunFolder
 from denetdm_cli.runtime import derive_seed, resolve_device, use_threads, versions
@@ -100,9 +101,10 @@ def train_poe(config: Config, dataset: StoredDataset, *, resume: bool = False, f
     """
     folder = RunFolder(run_path(config, dataset) / "train-poe")
 
-    def method(train: Batches, fresh: bool) -> Method:
-        model = ProductOfExperts(config.model, train.shape, len(dataset.class_names), config.seed, start_weights=fresh)
-        return ProductOfExpertsTraining(model.to(train.device))
+    def method(shape: tuple[int, int, int], device: torch.device, fresh: bool) -> Method:
+        require_target(config.model.target, shape)
+        model = ProductOfExperts(config.model, shape, len(dataset.class_names), config.seed, start_weights=fresh)
+        return ProductOfExpertsTraining(model.to(device))
 
     facts = {"dataset": _describe(dataset)}
     yield from _claim_and_run("train-poe", folder, config, config.train_poe, dataset, facts, method, resume, force)
@@ -141,13 +143,10 @@ def distill(
     teacher = {key: loaded.metadata[key] for key in ("epoch", "selection", "separation")} | {"sha256": sha256(path)}
     folder = RunFolder(out / ("distill" if rule == "last" else f"distill-from-{rule}"))
 
-    def method(train: Batches, fresh: bool) -> Method:
-        model = TargetModel(config.model, train.shape, len(dataset.class_names), config.seed, start_weights=fresh)
+    def method(shape: tuple[int, int, int], device: torch.device, fresh: bool) -> Method:
+        model = TargetModel(config.model, shape, len(dataset.class_names), config.seed, start_weights=fresh)
         model.start_from(experts)
-        distillation = Distillation(model.to(train.device), experts.to(train.device), config.distill)
-        if not config.data.augments:
-            distillation.precompute(train)
-        return distillation
+        return Distillation(model.to(device), experts.to(device), config.distill)
 
     facts = {"dataset": _describe(dataset), "teacher": teacher}
     yield from _claim_and_run("distill", folder, config, config.distill, dataset, facts, method, resume, force)
@@ -160,29 +159,35 @@ def _claim_and_run(
     settings: TrainPoeConfig | DistillConfig,
     dataset: StoredDataset,
     facts: dict[str, Any],
-    method: Callable[[Batches, bool], Method],
+    method: Callable[[tuple[int, int, int], torch.device, bool], Method],
     resume: bool,
     force: bool,
 ) -> Iterator[Event]:
-    """What both stages do once they know what to train: claim the folder, and train unless that was done before."""
+    """What both stages do once they know what to train: claim the folder, and train unless that was done before.
+
+    All that can be refused is refused before the folder is touched; `method` builds the networks from the shape of an
+    image (C, H, W), the device and whether they start afresh.
+    """
     device = resolve_device(config.device)
     use_threads(config.threads)
     section = name.replace("-", "_")
     require_full_batch(settings, section, dataset, config.model)
-    evaluation = Evaluation.of(dataset, device, config.data, channels_last=config.model.convolutional)
+    layout = config.model.convolutional
+    evaluation = Evaluation.of(dataset, device, config.data, channels_last=layout)
     require_metric(settings, section, dataset, evaluation)
-    with folder.claimed(config, resume=resume, force=force):
-        if folder.finished:
+    fresh = force or not folder.resume_file.exists()
+    if folder.finished and not force:
+        with folder.claimed(config, resume=resume, force=force):
             yield _finished_before(folder, facts)
-            return
-        layout = config.model.convolutional
+        return
+    height, width, channels = dataset.evaluation.images.shape[1:]
+    trained = method((channels, height, width), device, fresh)
+    with folder.claimed(config, resume=resume, force=force):
         train = Batches(dataset.splits["train"], device, config.data, augment=True, channels_last=layout)
-        fresh = not folder.resume_file.exists()
-        trained = method(train, fresh)
-        start_weights = (
-            started_from(trained.model) if fresh else checkpoint.load(folder.resume_file)[1]["start_weights"]
-        )
-        facts = {**facts, "start_weights": start_weights}
+        if isinstance(trained, Distillation) and not config.data.augments:
+            trained.precompute(train)
+        started = started_from(trained.model) if fresh else checkpoint.load(folder.resume_file)[1]["start_weights"]
+        facts = {**facts, "start_weights": started}
         signs = _signs(trained.model, train, evaluation)
         yield from _run(Stage(name, folder, trained, train, evaluation, config, settings, facts, signs))
 

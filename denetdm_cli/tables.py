@@ -16,6 +16,7 @@ from denetdm_cli.scoring import Score
 from denetdm_cli.stages import Finished
 
 _PREDICTOR_NAMES = {"product": "product of experts"}
+_WIDTH_OF_NAMES = 10
 _COLUMNS = ("unbiased", "accuracy", "aligned", "conflicting", "worst_group")
 
 
@@ -132,7 +133,8 @@ def show_dataset(dataset: StoredDataset, title: str, *, groups: bool, digest: bo
         total = int(counts.sum())
         cells = [f"{total:,}", "-", "-", "-"]
         if split.bias is not None:
-            aligned = int((split.bias == np.asarray(dataset.aligned)[split.target]).sum())
+            tied = np.asarray(dataset.aligned or [-1] * classes)[split.target]
+            aligned = int((split.bias == tied).sum())
             cells = [f"{total:,}", f"{aligned:,}", f"{total - aligned:,}", f"{(total - aligned) / total:.4f}"]
         present = counts[counts > 0]
         table.add_row(name, *cells, str(present.size), str(present.min()))
@@ -152,7 +154,7 @@ def show_dataset(dataset: StoredDataset, title: str, *, groups: bool, digest: bo
 
 def _class_table(dataset: StoredDataset) -> Table:
     table = Table(title="images by class", box=box.SIMPLE_HEAD, padding=0)
-    table.add_column("target")
+    table.add_column("target", no_wrap=True, min_width=_WIDTH_OF_NAMES)
     counts = []
     for name, split in dataset.splits.items():
         table.add_column(name, justify="right")
@@ -165,7 +167,7 @@ def _class_table(dataset: StoredDataset) -> Table:
 def _count_table(dataset: StoredDataset, name: str, split: Split) -> Table:
     counts = split.group_counts(len(dataset.class_names), len(dataset.bias_names))
     table = Table(title=f"{name}: images by group (rows: target, columns: bias)", box=box.SIMPLE_HEAD, padding=0)
-    table.add_column("target")
+    table.add_column("target", no_wrap=True, min_width=_WIDTH_OF_NAMES)
     for bias in dataset.bias_names:
         table.add_column(escape(bias), justify="right")
     for target, row in zip(dataset.class_names, counts.tolist(), strict=True):
@@ -202,9 +204,9 @@ def _metrics_row(
 def _group_table(predictor: str, groups: Sequence[Sequence[float | None]], names: Mapping[str, Any]) -> Table:
     title = f"{predictor}: accuracy by group in % (rows: target, columns: bias)"
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=0)
-    table.add_column("target")
+    table.add_column("target", no_wrap=True, min_width=_WIDTH_OF_NAMES)
     for bias in names["bias_names"]:
-        table.add_column(escape(bias), justify="right", no_wrap=True)
+        table.add_column(escape(bias), justify="right")
     for target, row in zip(names["class_names"], groups, strict=True):
         table.add_row(escape(target), *("-" if share is None else f"{100 * share:.1f}" for share in row))
     return table

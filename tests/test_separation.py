@@ -176,7 +176,7 @@ def _in_part(train: Signs, evaluation: Signs) -> None:
     [
         (_dead_shallow, "the shallow branch is dead"),
         (_little_said, "the deep branch is dead: it has 1.0% of the product's logits"),
-        (_alike, "the branches did not separate: they give the same class for all but 1.0% of the evaluation images"),
+        (_alike, "the branches did not separate: they give different classes for only 1.0% of the evaluation images"),
         (_swapped, "the branches separated the wrong way round: from training to evaluation images the shallow branch "
                    "falls from 99% to 10%"),
         (_both, "the branches did not separate: from training to evaluation images the shallow branch falls from "

@@ -105,6 +105,8 @@ def _tar_members(source: Path) -> Iterator[_Member]:
             archive.fileobj.seek(archive.offset)
             if archive.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
                 raise tarfile.ReadError("a header is damaged")
+            while archive.fileobj.read(_CHUNK):  # to the end, where compressed ones hold their checksum
+                pass
 
 
 def _check_members(source: Path, members: Iterable[_Member]) -> tuple[int, int]:

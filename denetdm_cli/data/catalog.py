@@ -1,7 +1,6 @@
 """The data sets by name: where each lies, and how it comes to be."""
 
 import functools
-import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from denetdm_cli.data.importing import Listing, pack
 from denetdm_cli.data.layouts import list_bar, list_bffhq, list_dfa
 from denetdm_cli.data.mnist import lazy_mnist
 from denetdm_cli.data.progress import Reporter
-from denetdm_cli.data.recipes import Recipe, ensure
+from denetdm_cli.data.recipes import Recipe, command, ensure
 from denetdm_cli.data.store import Scalar, StoredDataset
 from denetdm_cli.data.table_layouts import list_celeba, list_waterbirds
 from denetdm_cli.errors import DataError
@@ -101,7 +100,7 @@ def _recipes(
 def _import_recipe(config: ImportConfig, source: Path | None, reporter: Reporter) -> Recipe:
     path = Path(config.root) / _import_folder(config)
     settings: dict[str, Scalar] = config.model_dump(exclude={"root", "folder"})
-    again = f"denetdm make-data {config.name} --data-root {shlex.quote(config.root)} --source FOLDER_OR_ARCHIVE"
+    again = f"{command(config)} --source FOLDER_OR_ARCHIVE"
 
     def make(replace: bool) -> StoredDataset:
         if source is None:

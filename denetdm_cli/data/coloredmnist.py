@@ -1,6 +1,5 @@
 """Colored MNIST: digits whose colour is, for most training images, that of their class."""
 
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denetdm_cli.data.mnist import Mnist
-from denetdm_cli.data.recipes import EVALUATION_RATIO, Recipe, bias_labels
+from denetdm_cli.data.recipes import EVALUATION_RATIO, Recipe, bias_labels, command
 from denetdm_cli.data.store import Scalar, Split, StoredDataset
 from denetdm_cli.data.writing import write_dataset
 from denetdm_cli.schema import ColoredMnistConfig
@@ -54,12 +53,8 @@ def coloured_mnist_recipe(config: ColoredMnistConfig, load: Callable[[], Mnist])
             load(), path, ratio=config.ratio, severity=config.severity, seed=config.seed, replace=replace
         )
 
-    again = (
-        f"denetdm make-data coloredmnist --data-root {shlex.quote(config.root)} --ratio {config.ratio} "
-        f"--severity {config.severity} --seed {config.seed}"
-    )
     settings = _settings(config.ratio, config.severity, config.seed)
-    return Recipe(path, settings, make, again, classes=_CLASSES, balanced=True)
+    return Recipe(path, settings, make, command(config), classes=_CLASSES, balanced=True)
 
 
 def make_coloured_mnist(

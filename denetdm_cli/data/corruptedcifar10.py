@@ -1,6 +1,5 @@
 """Corrupted CIFAR-10: photographs whose corruption is, for most training images, that of their class."""
 
-import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 from denetdm_cli.data.cifar import CLASS_NAMES, Cifar10
 from denetdm_cli.data.corruptions import TYPE_0, TYPE_1, corrupt
 from denetdm_cli.data.progress import Reporter
-from denetdm_cli.data.recipes import EVALUATION_RATIO, Recipe, bias_labels
+from denetdm_cli.data.recipes import EVALUATION_RATIO, Recipe, bias_labels, command
 from denetdm_cli.data.store import Scalar, Split, StoredDataset
 from denetdm_cli.data.writing import write_dataset
 from denetdm_cli.schema import CorruptedCifar10Config
@@ -35,11 +34,7 @@ def corrupted_cifar10_recipe(
         textures = load_textures() if "Frost" in CORRUPTIONS[config.type] else ()
         return make_corrupted_cifar10(load(), textures, path, config, replace=replace, reporter=reporter)
 
-    again = (
-        f"denetdm make-data corruptedcifar10 --data-root {shlex.quote(config.root)} --type {config.type} "
-        f"--ratio {config.ratio} --severity {config.severity} --seed {config.seed}"
-    )
-    return Recipe(path, _settings(config), make, again, classes=len(CLASS_NAMES), balanced=True)
+    return Recipe(path, _settings(config), make, command(config), classes=len(CLASS_NAMES), balanced=True)
 
 
 def make_corrupted_cifar10(

@@ -132,11 +132,14 @@ def _read_table(file: Path) -> tuple[Path, list[_Row], list[str]]:
     table = read_table(file, ["path", "label"], ["bias", "split"])
     _require(file, "no path", (f"line {line}" for line, row in table if not row[0]))
     _require(file, "no label", (f"line {line}" for line, row in table if not row[1]))
-    for number, name in ((2, "bias"), (3, "split")):
-        if any(row[number] for _, row in table):
-            _require(
-                file, f"no {name}, while others have one", (f"line {line}" for line, row in table if not row[number])
-            )
+    if any(row[3] for _, row in table):
+        _require(file, "no split, while others have one", (f"line {line}" for line, row in table if not row[3]))
+    judged = {row[3].lower() for _, row in table if row[2]}  # whole splits may have no bias labels
+    _require(
+        file,
+        "no bias, while others of the same split have one",
+        (f"line {line}" for line, row in table if not row[2] and row[3].lower() in judged),
+    )
     wrong = (f"line {line}: {row[3]}" for line, row in table if row[3] and row[3].lower() not in _SPLITS)
     _require(file, "split is not train, valid (or val) or test", wrong)
     paths = [Path(os.path.normpath(file.parent / row[0])) for _, row in table]
@@ -222,5 +225,7 @@ def _shares(count: int, config: FolderConfig) -> tuple[int, int]:
 
 
 def _commonest_bias(train: list[Item], classes: int) -> tuple[int, ...]:
+    if any(item.bias is None for item in train):
+        return ()  # which value goes with a class is not known
     counts = [Counter(item.bias for item in train if item.target == target) for target in range(classes)]
     return tuple(min((-number, bias) for bias, number in count.items() if bias is not None)[1] for count in counts)

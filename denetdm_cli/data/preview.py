@@ -86,7 +86,8 @@ def _summary(split: Split, class_names: Sequence[str], aligned: Sequence[int]) -
     if split.bias is None:
         text += ", no bias labels"
     else:
-        conflicting = int(np.count_nonzero(np.asarray(aligned)[split.target] != split.bias))
+        tied = np.asarray(aligned or [-1] * len(class_names))
+        conflicting = int(np.count_nonzero(tied[split.target] != split.bias))
         text += f", {conflicting:,} of them bias-conflicting ({conflicting / len(split.images):.2%})"
     return text + (f"; the first {_COLUMNS} of {len(class_names)} classes" if len(class_names) > _COLUMNS else "")
 
@@ -97,10 +98,10 @@ def _column(split: Split, label: int, aligned: Sequence[int], rows: int) -> list
     if split.bias is None:
         chosen: list[int | None] = members[: rows + 1].tolist()
     else:
-        tied = aligned[label]
+        tied = aligned[label] if aligned else -1
         own = members[split.bias[members] == tied]
         biases = int(split.bias.max()) + 1
-        values = [(tied + step) % biases for step in range(1, biases)] if tied < biases else range(biases)
+        values = [(tied + step) % biases for step in range(1, biases)] if 0 <= tied < biases else range(biases)
         by_value = [members[split.bias[members] == value][:rows].tolist() for value in values]
         others = [indices[turn] for turn in range(rows) for indices in by_value if turn < len(indices)][:rows]
         chosen = [int(own[0]) if len(own) else None, *others]

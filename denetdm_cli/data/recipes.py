@@ -1,5 +1,6 @@
 """What all data sets have in common that are made or imported: the rule of the labels, and to make each only once."""
 
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,11 +8,29 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from denetdm_cli.config import load, preset_path
 from denetdm_cli.data.store import Scalar, StoredDataset, looks_like_dataset, open_dataset, require_groups
 from denetdm_cli.errors import DataError
+from denetdm_cli.schema import DatasetConfig
 
 EVALUATION_RATIO = 0.9
 """Conflict ratio of the evaluation split of the sets of LfF: with ten bias values, all of them equally frequent."""
+
+
+_OPTIONS = {"folder": "--name", "ratio": "--ratio", "severity": "--severity", "type": "--type", "size": "--size",
+            "seed": "--seed"}  # fmt: skip
+
+
+def command(config: DatasetConfig) -> str:
+    """The `denetdm make-data` command that asks for a data set with these settings."""
+    preset: Mapping[str, object] = load(preset_path(config.name)).dataset.model_dump()
+    words = ["denetdm", "make-data", config.name, "--data-root", config.root]
+    for key, value in config.model_dump(exclude={"name", "root"}).items():
+        if key in _OPTIONS and (value != preset[key] or key in ("ratio", "type", "severity", "seed")):
+            words += [_OPTIONS[key], str(value)] if value is not None else []
+        elif value != preset[key]:
+            words += ["--set", f"dataset.{key}={str(value).lower() if isinstance(value, bool) else value}"]
+    return shlex.join(words)
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,7 @@ class DatasetWriter:
             attribute_names=tuple(attribute_names),
             class_names=tuple(class_names),
             bias_names=tuple(bias_names),
-            aligned=tuple(range(classes) if aligned is None and biases else aligned or ()),
+            aligned=tuple((range(classes) if biases else ()) if aligned is None else aligned),
             splits={name: record_of(name, split, classes, biases, checksums) for name, split in splits.items()},
             digest=digest_of(checksums),
         )

@@ -81,7 +81,7 @@ class TestEvaluate:
 
     def test_predictions_that_cannot_be_written(self, finished_run: Path, tmp_path: Path) -> None:
         (tmp_path / "folder").mkdir()
-        refused(7, call("evaluate", finished_run, "--predictions", "folder", "--json"), "folder")
+        refused(2, call("evaluate", finished_run, "--predictions", "folder", "--json"), "folder is a folder")
         assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
     def test_several_give_mean_and_standard_deviation(

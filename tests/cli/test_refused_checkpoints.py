@@ -58,7 +58,7 @@ class TestCheckpoints:
             path.write_bytes(pickle.dumps(state))
         else:
             torch.save(state, path, _use_new_zipfile_serialization=kind == "zip")
-        self.is_refused(path, "PyTorch pickle", "was not opened", "save them as safetensors", "denetdm train-poe")
+        self.is_refused(path, "PyTorch pickle", "was not opened", "denetdm convert")
 
     def test_missing_and_extra_tensors(self, path: Path) -> None:
         rewritten(path, {"deep.layers.0.bias": None, "head.scale": torch.ones(1)})

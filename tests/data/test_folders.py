@@ -258,7 +258,7 @@ def cut(*numbers: int) -> Callable[[str], str]:
         (lambda text: text.replace("2.png", "a"), "no such file: line 3: a"),
         (lambda text: text.replace("2.png", ""), "no path: line 3"),
         (lambda text: text.replace("dog", " "), "no label: line 3"),
-        (lambda text: text.replace("blue", ""), "no bias, while others have one: line 3, line 5"),
+        (lambda text: text.replace("blue", ""), "no bias, while others of the same split have one: line 3"),
         (lambda text: text.replace("Test", ""), "no split, while others have one: line 5"),
         (lambda text: text.replace("val", "dev"), "split is not train, valid (or val) or test: line 4: dev"),
         (lambda text: text.replace("3.png", "./a/../a/1.png"), "second row: line 4: ./a/../a/1.png, as line 2"),

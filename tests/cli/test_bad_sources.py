@@ -1,0 +1,405 @@
+"""Sources of images that no data set can be made of: each is refused in words, and nothing half-written stays."""
+
+import errno
+import gzip
+import io
+import os
+import signal
+import stat
+import struct
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cli_support import call, child, contents, good, no_leftovers, refused
+from own_images import class_folders, paint, table, written_table
+from PIL import Image
+
+from denetdm_cli.data.store import open_dataset
+from denetdm_cli.data.writing import SplitWriter
+
+GROUPS = {"": [[4, 4, 4], [4, 4, 4]]}
+MAKE = ("make-data", "folder", "--size", 16)
+
+
+@pytest.fixture(autouse=True)
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where archives are unpacked to."""
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+def is_refused(tmp_path: Path, source: object, *words: object, code: int = 3) -> None:
+    """By both commands that import, and without a trace."""
+    before = contents(tmp_path)
+    refused(code, call(*MAKE, "--source", source), *words)
+    training = ("--dataset", "folder", "--device", "cpu", "--set", "dataset.size=16")
+    refused(code, call("train-poe", *training, "--source", source), *words)
+    assert contents(tmp_path) == before
+    assert no_leftovers(tmp_path)
+    assert not (tmp_path / "data" / "mine").exists()
+    assert not (tmp_path / "runs").exists()
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def rows_of(**columns: list[str]) -> list[dict[str, str]]:
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+class TestTables:
+    @pytest.fixture
+    def images(self, tmp_path: Path) -> Path:
+        for k in range(4):
+            paint(tmp_path / "images" / f"{k}.png", k % 2, 0, k)
+        return tmp_path / "images"
+
+    @pytest.mark.parametrize(
+        ("columns", "words"),
+        [
+            (
+                {"path": ["0.png", "9.png", "8.png"], "label": ["a", "b", "a"]},
+                ["no such file", "line 3: 9.png", "line 4: 8.png"],
+            ),
+            ({"path": ["0.png", "1.png"], "label": ["a", "b"], "colour": ["r", "g"]}, ["unknown column 'colour'"]),
+            ({"path": ["0.png", "1.png"], "class": ["a", "b"]}, ["no column label", "unknown column 'class'"]),
+            (
+                {"path": ["0.png", "1.png", "./0.png"], "label": ["a", "b", "a"]},
+                ["has a second row", "line 4: ./0.png, as line 2"],
+            ),
+            ({"path": ["0.png", "1.png"], "label": ["a", "a"]}, ["has one class only: a"]),
+            (
+                {"path": ["0.png", "1.png", "2.png"], "label": ["a", "b", "c"], "split": ["train", "train", "test"]},
+                ["classes without a training image: c", "Add training images"],
+            ),
+            (
+                {"path": ["0.png", "1.png"], "label": ["a", "b"], "split": ["train", "dev"]},
+                ["split is not train, valid (or val) or test", "line 3: dev"],
+            ),
+            ({"path": ["0.png", "1.png"], "label": ["a", ""]}, ["no label", "line 3"]),
+            (
+                {"path": ["0.png", "1.png"], "label": ["a", "b"], "bias": ["x", ""]},
+                ["no bias, while others of the same split have one", "line 3"],
+            ),
+            ({"path": ["0.png", "1.png"], "label": ["a", "b"]}, ["one image a class", "Add images"]),
+        ],
+    )
+    def test_what_does_not_fit(
+        self, images: Path, tmp_path: Path, columns: dict[str, list[str]], words: list[str]
+    ) -> None:
+        file = written_table(images / "labels.csv", rows_of(**columns), list(columns))
+        is_refused(tmp_path, file, file, *words)
+
+    @pytest.mark.parametrize(
+        ("content", "words"),
+        [
+            (b"", ["no column path", "no column label"]),
+            (b"path,label\n", ["has no rows"]),
+            (b"path,label\n0.png,a,x\n", ["line 2: 3 values"]),
+            (b"path,label\n0.png,\xff\xfe\n", ["cannot be read as a table"]),
+            (b'path,label\n"0.png,a\n', ["cannot be read as a table"]),
+            (b"path;label\n0.png;a\n1.png;b\n", ["no column path", "separated by commas"]),
+        ],
+    )
+    def test_what_is_no_table(self, images: Path, tmp_path: Path, content: bytes, words: list[str]) -> None:
+        (images / "labels.csv").write_bytes(content)
+        is_refused(tmp_path, images / "labels.csv", "labels.csv", *words)
+
+    def test_a_table_that_is_not_there(self, tmp_path: Path) -> None:
+        is_refused(tmp_path, "nowhere.csv", "nowhere.csv")
+
+
+class TestFolders:
+    def test_one_class_only(self, tmp_path: Path) -> None:
+        is_refused(tmp_path, class_folders(tmp_path / "images", {"train": 4}, classes=("cat",)), "one class only: cat")
+
+    def test_a_class_without_a_training_image(self, tmp_path: Path) -> None:
+        source = class_folders(tmp_path / "images", {"train": 3, "test": 2})
+        paint(source / "test" / "fox" / "0.png", 2, 0, 0)
+        is_refused(tmp_path, source, "classes without a training image: fox")
+
+    @pytest.mark.parametrize("name", ["../mine", "a/b", ".hidden", "", "/abs"])
+    def test_names_that_lead_elsewhere(self, tmp_path: Path, name: str) -> None:
+        source = class_folders(tmp_path / "images", {"": 4})
+        before = contents(tmp_path)
+        refused(2, call(*MAKE, "--source", source, "--name", name), "dataset.folder", "plain name")
+        assert contents(tmp_path) == before
+
+    def test_a_name_that_is_taken_by_something_else(self, tmp_path: Path) -> None:
+        source = class_folders(tmp_path / "images", {"": 4})
+        (tmp_path / "data" / "mine").mkdir(parents=True)
+        (tmp_path / "data" / "mine" / "thesis.txt").write_text("precious")
+        before = contents(tmp_path)
+        for more in ((), ("--force",)):
+            refused(3, call(*MAKE, "--source", source, *more), "is not a data set folder", "left as it is")
+        assert contents(tmp_path) == before
+
+
+def zipped(file: Path, members: dict[str, bytes], change: Callable[[zipfile.ZipInfo], None] = lambda _: None) -> Path:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+        change(archive.infolist()[-1])
+    return file
+
+
+def tarred(file: Path, members: dict[str, bytes], kind: bytes = tarfile.REGTYPE) -> Path:
+    """The last member is of a kind."""
+    with tarfile.open(file, "w:gz") as archive:
+        for number, (name, content) in enumerate(members.items(), 1):
+            info = tarfile.TarInfo(name)
+            if number == len(members) and kind != tarfile.REGTYPE:
+                info.type, info.linkname = kind, "/etc/passwd"
+            else:
+                info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return file
+
+
+@pytest.fixture
+def members(tmp_path: Path) -> dict[str, bytes]:
+    """Sound class folders, to which a test adds what is not sound."""
+    folder = class_folders(tmp_path / "sound", {"": 4})
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.png"))}
+
+
+class TestArchives:
+    @pytest.mark.parametrize("name", ["../../evil.png", "/tmp/evil.png", "cat/../../evil.png", "C:\\evil.png"])
+    @pytest.mark.parametrize("make", [zipped, tarred])
+    def test_members_that_climb_out(
+        self, tmp_path: Path, members: dict[str, bytes], make: Callable[..., Path], name: str
+    ) -> None:
+        source = make(tmp_path / ("images.zip" if make is zipped else "images.tar.gz"), members | {name: b"evil"})
+        is_refused(tmp_path, source, source, "would lie outside the folder", "evil.png", "Unpack it by a means")
+        assert not list(tmp_path.parent.rglob("evil.png"))
+
+    def test_links(self, tmp_path: Path, members: dict[str, bytes]) -> None:
+        def link(info: zipfile.ZipInfo) -> None:
+            info.external_attr = (stat.S_IFLNK | 0o777) << 16
+
+        added = members | {"cat/evil.png": b"/etc/passwd"}
+        is_refused(tmp_path, zipped(tmp_path / "a.zip", added, link), "cat/evil.png is a link or a device")
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE):
+            is_refused(tmp_path, tarred(tmp_path / "a.tar.gz", added, kind), "cat/evil.png is a link or a device")
+
+    def test_an_archive_larger_than_the_disk(self, tmp_path: Path, members: dict[str, bytes]) -> None:
+        def bomb(info: zipfile.ZipInfo) -> None:
+            info.file_size = 1 << 50
+
+        source = zipped(tmp_path / "bomb.zip", members | {"cat/bomb.png": b"0" * 1000}, bomb)
+        is_refused(tmp_path, source, source, "1,125,899.91 GB", "TMPDIR", code=7)
+
+    def test_an_archive_that_holds_more_than_it_says(self, tmp_path: Path, members: dict[str, bytes]) -> None:
+        def lie(info: zipfile.ZipInfo) -> None:
+            info.file_size = 10
+
+        source = zipped(tmp_path / "bomb.zip", members | {"cat/bomb.png": b"0" * 100_000}, lie)
+        is_refused(tmp_path, source, source, "is damaged or cannot be read")
+
+    @pytest.mark.parametrize("keep", [0, 10, 0.5, 0.8])
+    @pytest.mark.parametrize("make", [zipped, tarred])
+    def test_cut_short(self, tmp_path: Path, members: dict[str, bytes], make: Callable[..., Path], keep: float) -> None:
+        source = make(tmp_path / ("images.zip" if make is zipped else "images.tar.gz"), members)
+        content = source.read_bytes()
+        source.write_bytes(content[: keep if isinstance(keep, int) else int(len(content) * keep)])
+        is_refused(tmp_path, source, source, "Get it again")
+
+    def test_a_changed_byte_that_only_the_checksum_tells(self, tmp_path: Path) -> None:
+        """BMP has no checksum of its own, so gzip's is all there is."""
+        for path in class_folders(tmp_path / "sound", {"train": 4, "test": 2}).rglob("*.png"):
+            with Image.open(path) as image:
+                image.save(path.with_suffix(".bmp"))
+            path.unlink()
+        stored = io.BytesIO()
+        with tarfile.open(fileobj=stored, mode="w") as archive:
+            archive.add(tmp_path / "sound", "sound")
+        content = bytearray(gzip.compress(stored.getvalue(), compresslevel=0))
+        content[content.find(b"BM") + 300] ^= 0xFF
+        (tmp_path / "images.tar.gz").write_bytes(content)
+        is_refused(tmp_path, "images.tar.gz", "images.tar.gz", "damaged")
+
+    @pytest.mark.parametrize(("name", "word"), [("images.rar", "no archive known"), ("images", "no archive known")])
+    def test_other_files(self, tmp_path: Path, name: str, word: str) -> None:
+        (tmp_path / name).write_bytes(b"Rar!")
+        is_refused(tmp_path, name, name, word, ".zip")
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A few bytes that say they are a large picture."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = zlib.compress(bytes(1 << 20))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+BROKEN = {
+    "cut short": (lambda content: content[: len(content) // 2], "truncated"),
+    "empty": (lambda content: b"", "not an image"),
+    "text": (lambda content: b"<html>404</html>", "not an image"),
+    "too large to decode": (lambda content: png_of(20_000, 20_000), "pixels"),
+    "far too large to decode": (lambda content: png_of(1 << 30, 1 << 30), "pixels"),
+    "postscript": (lambda content: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
+}  # fmt: skip
+
+
+class TestBrokenImages:
+    @pytest.mark.parametrize("kind", BROKEN)
+    def test_one_of_few_is_refused_and_one_of_many_is_left_out(self, tmp_path: Path, kind: str) -> None:
+        damage, word = BROKEN[kind]
+        source = class_folders(tmp_path / "few", {"train": 5, "test": 2})
+        broken = source / "train" / "dog" / "3.png"
+        broken.write_bytes(damage(broken.read_bytes()))
+        is_refused(tmp_path, source, "1 of 14 images cannot be read", "train/dog/3.png: ", word, "Replace these images")
+
+        many = class_folders(tmp_path / "many", {"train": 55, "test": 3})
+        (many / "train" / "dog" / "3.png").write_bytes(broken.read_bytes())
+        outcome = good(*MAKE, "--source", many)
+        assert "1 of 116 images cannot be read and are left out:" in outcome.err
+        assert "  train/dog/3.png: " in outcome.err
+        dataset = open_dataset(tmp_path / "data" / "mine")
+        assert len(dataset.splits["train"].target) == 109
+        assert dataset.splits["train"].target.sum() == 54, "the label of the image that is left out goes with it"
+        assert dataset.manifest is not None
+        assert dataset.manifest.recipe["images_left_out"] == 1
+
+    def test_all_of_a_class(self, tmp_path: Path) -> None:
+        source = class_folders(tmp_path / "images", {"train": 150, "test": 50})
+        source_test = source / "test" / "fox" / "0.png"
+        paint(source / "train" / "fox" / "0.png", 2, 0, 0)
+        source_test.parent.mkdir()
+        source_test.write_bytes(b"broken")
+        is_refused(tmp_path, source, "no image can be read of some classes in split test: fox")
+
+
+class TestStoppedImports:
+    READING = """
+import os, signal, sys, threading
+from denetdm_cli.data import importing
+read, lock, count = importing.read_image, threading.Lock(), 0
+def reading(*words, **more):
+    global count
+    with lock:
+        count += 1
+        if count > 20:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return read(*words, **more)
+importing.read_image = reading
+"""
+    COMMAND = "from denetdm_cli import cli; cli.main()"
+    CORE = """
+from pathlib import Path
+from denetdm_cli import config
+from denetdm_cli.data.catalog import ensure_datasets
+class Silent:
+    def say(self, line): pass
+    def advance(self, what, done, total): pass
+options = {"dataset.size": 16, "dataset.root": str(Path("data").resolve())}
+wanted = config.load(config.preset_path("folder"), (), options)
+ensure_datasets([wanted.dataset], source=Path(sys.argv[1]), force=True, reporter=Silent())
+"""
+
+    def killed(self, code: str, *words: object) -> None:
+        """Run code in a process that is killed while it reads the 21st image."""
+        environment = os.environ | {"TMPDIR": tempfile.gettempdir()}
+        done = child("-c", self.READING + code, *words, env=environment)
+        assert done.returncode == -signal.SIGKILL, done
+
+    def aged(self, folder: Path) -> None:
+        """Make what a killed process left old enough to be taken for that."""
+        (left,) = folder.glob(".mine.*.part")
+        os.utime(left, (0, 0))
+
+    def test_the_same_command_after_a_kill(self, tmp_path: Path) -> None:
+        source = table(tmp_path / "images", {"": [[6, 6, 18], [16, 6, 6]]}, ("path", "label", "bias"))
+        command = (*MAKE, "--source", source)
+        good(*command, "--data-root", "straight")
+        self.killed(self.COMMAND, *command)
+        assert not (tmp_path / "data" / "mine").exists(), "what is half-made has no name that anyone would open"
+        refused(3, call("train-poe", "--dataset", "folder", "--device", "cpu", "--set", "dataset.size=16"), "mine")
+        self.aged(tmp_path / "data")
+        assert "made now" in good(*command).out
+        assert no_leftovers(tmp_path), "what the killed process left is cleared away"
+        assert contents(tmp_path / "data") == contents(tmp_path / "straight")
+
+    def test_force_keeps_what_is_there_until_the_new_one_is_whole(self, tmp_path: Path) -> None:
+        good(*MAKE, "--source", class_folders(tmp_path / "old", {"train": 5, "test": 2}))
+        before = contents(tmp_path / "data" / "mine")
+        new = class_folders(tmp_path / "new", {"train": 15, "test": 5})
+        self.killed(self.CORE, new)  # what the command does, without its long imports
+        assert contents(tmp_path / "data" / "mine") == before
+        good("validate", tmp_path / "data" / "mine")
+        self.aged(tmp_path / "data")
+        good(*MAKE, "--source", new, "--force")
+        assert contents(tmp_path / "data" / "mine") != before
+        assert no_leftovers(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("error", "code", "words"),
+        [
+            (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), 7, ["No space left on device", "Make room"]),
+            (KeyboardInterrupt(), 130, ["nothing is half-made"]),
+        ],
+    )
+    def test_a_full_disk_and_ctrl_c(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, words: list[str]
+    ) -> None:
+        source = class_folders(tmp_path / "images", {"train": 8, "test": 3})
+        before = contents(tmp_path)
+
+        def stop(*_: object) -> None:
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(SplitWriter, "close", stop)
+            outcome = call(*MAKE, "--source", source)
+        assert (outcome.code, outcome.out) == (code, "")
+        assert all(word in outcome.err for word in words), outcome.err
+        assert "Traceback" not in outcome.err
+        assert contents(tmp_path) == before
+        assert no_leftovers(tmp_path)
+        good(*MAKE, "--source", source)
+
+
+class TestAnotherSource:
+    def sources(self, root: Path, kind: str) -> tuple[Path, Path]:
+        """Two of a kind that do not hold the same."""
+        if kind == "table":
+            tables = [table(root / f"table{n}", {"": [[6, n], [6, 6]]}, ("path", "label")) for n in (6, 7)]
+            return tables[0], tables[1]
+        folders = [class_folders(root / f"folder{n}", {"train": n, "test": 2}) for n in (5, 6)]
+        if kind == "archive":
+            files = [{str(p.relative_to(f)): p.read_bytes() for p in sorted(f.rglob("*.png"))} for f in folders]
+            return zipped(root / "a.zip", files[0]), zipped(root / "b.zip", files[1])
+        return folders[0], folders[1]
+
+    @pytest.mark.parametrize("kind", ["folder", "table", "archive"])
+    def test_of_the_same_name(self, tmp_path: Path, kind: str) -> None:
+        first, second = self.sources(tmp_path, kind)
+        assert "made now" in good(*MAKE, "--source", first).out
+        before = contents(tmp_path)
+        assert "was there already" in " ".join(good(*MAKE, "--source", first).out.split())
+        words = ("was imported from other files than", second, "--name", "--force")
+        refused(3, call(*MAKE, "--source", second), tmp_path / "data" / "mine", *words)
+        training = ("--dataset", "folder", "--device", "cpu", "--set", "dataset.size=16")
+        refused(3, call("train-poe", *training, "--source", second), *words)
+        assert contents(tmp_path) == before
+        assert "made now" in good(*MAKE, "--source", second, "--name", "other").out
+        assert "made now" in good(*MAKE, "--source", second, "--force").out
+
+    def test_other_settings(self, tmp_path: Path) -> None:
+        source = class_folders(tmp_path / "images", {"": 10})
+        good(*MAKE, "--source", source)
+        before = contents(tmp_path)
+        refused(3, call("make-data", "folder", "--size", 24, "--source", source), "size 16, asked for 24", "--force")
+        outcome = call(*MAKE, "--source", source, "--set", "dataset.test_share=0.5")
+        refused(3, outcome, "test_share 0.2, asked for 0.5")
+        refused(3, call("train-poe", "--dataset", "folder", "--device", "cpu"), "size 16, asked for 224", "=16")
+        assert contents(tmp_path) == before
