@@ -1,6 +1,7 @@
 """Safetensors in and out: strict, atomic, and self-describing; nothing is ever unpickled."""
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +27,11 @@ _MODELS: dict[str, type[ProductOfExperts] | type[TargetModel]] = {"train-poe": P
 
 
 class _DatasetFacts(BaseModel):
-    path: str
-    digest: str
-    evaluation_digest: str
+    """What is not known of a converted model's data is None."""
+
+    path: str | None
+    digest: str | None
+    evaluation_digest: str | None
     image_shape: tuple[PositiveInt, PositiveInt, PositiveInt]
     class_names: list[str] = Field(min_length=1)
     bias_names: list[str]
@@ -50,8 +53,8 @@ class _Metadata(BaseModel):
     """What of a model's metadata others rely on; there is more in it."""
 
     stage: Literal["train-poe", "distill"]
-    epoch: int
-    seed: int
+    epoch: int | None
+    seed: int | None
     dataset: _DatasetFacts
     selection: _SelectionFacts
     reported_metric: str
@@ -185,8 +188,9 @@ def _refuse_foreign(path: Path) -> None:
     if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
         raise CheckpointError(
             f"{path} is a PyTorch pickle (.th, .pt, .pth), which can run code when it is read, so it was not opened",
-            "Give a .safetensors checkpoint or a run folder made by denetdm. To use weights from elsewhere, save them "
-            "as safetensors where you trust the file; to make a model here: denetdm train-poe --dataset coloredmnist",
+            "Give a .safetensors checkpoint or a run folder made by denetdm. If the official code made the file, "
+            f"convert it, which runs nothing: denetdm convert {shlex.quote(str(path))} . To use other weights, save them as "
+            "safetensors where you trust the file; to make a model here: denetdm train-poe --dataset coloredmnist",
         )
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
-from denetdm_cli import __version__, shell
+from denetdm_cli import __version__, cli_models, shell
 from denetdm_cli.errors import EXIT_INTERRUPTED, ConfigError, DataError, StorageError, UserError
 
 app = typer.Typer(
@@ -305,6 +305,9 @@ def evaluate(
         console.show_json({"results": [score.to_json() for score in scores], "summary": summary})
     else:
         tables.show_scores(scores, summary)
+
+
+cli_models.register(app)
 
 
 @configs_app.command("ls")

@@ -141,6 +141,10 @@ def score_all(
         use_threads(loaded.config.threads)
         trained_on = loaded.metadata["dataset"]
         classes = len(trained_on["class_names"])
+        if data is None and trained_on["path"] is None:
+            raise ConfigError(
+                f"{path} does not say what data it was trained on, for it was converted", "Give a data set: --data DIR."
+            )
         where = data or Path(trained_on["path"])
         if where not in datasets:
             datasets[where] = open_dataset(where, classes=classes) if data else open_own(loaded.config)
@@ -156,7 +160,7 @@ def score_all(
         key = (where, split_name, images.model_dump_json(), layout)
         if key not in batches:
             batches[key] = Batches(dataset.splits[split_name], device, images, channels_last=layout)
-        predictions = predict(loaded.model, loaded.model.predict, batches[key]).at(rows)
+        predictions = predict(loaded.model, loaded.model.predict_all, batches[key]).at(rows)
         yield Score(
             path=path,
             metadata=loaded.metadata,

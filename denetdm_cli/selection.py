@@ -67,3 +67,18 @@ def provenance(rule: SelectionRule, metric: str, teacher: Mapping[str, Any] | No
         "selected_on_test_data": any(overlap(part, reported_on) for part in picked_on),
         "used_bias_labels": used_labels or teacher.get("used_bias_labels", False),
     }
+
+
+def selection_note(selection: Mapping[str, Any]) -> str:
+    """In words: which epoch a result is of, and what images picked it."""
+    picked = f"best {selection['metric']} on the part {selection['selected_on']!r}"
+    words = [f"Selection rule {selection['rule']}: {picked if selection['selected_on'] else 'the last epoch'}"]
+    if selection["teacher_rule"] not in (None, "last"):
+        words.append(f"its teacher by the rule {selection['teacher_rule']}")
+    if not selection["picked_on"]:
+        words.append("nothing selected")
+    if selection["selected_on_test_data"]:
+        words.append("SELECTED ON TEST DATA")
+    if selection["used_bias_labels"]:
+        words.append("with bias labels of evaluation images")
+    return f"{', '.join(words)}."

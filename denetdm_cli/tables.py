@@ -12,7 +12,10 @@ from rich.table import Table
 from denetdm_cli.console import percent, say, show_warnings, stream
 from denetdm_cli.data.store import Split, StoredDataset
 from denetdm_cli.evaluation import LABEL_METRICS
+from denetdm_cli.pretrained import Listed
+from denetdm_cli.published import DRIVE_ADDRESS
 from denetdm_cli.scoring import Score
+from denetdm_cli.selection import selection_note
 from denetdm_cli.stages import Finished
 
 _PREDICTOR_NAMES = {"product": "product of experts"}
@@ -41,19 +44,6 @@ def show_finished(finished: Finished, rule: str, next_command: str) -> None:
     out.print(f"Next: {next_command}", markup=False, soft_wrap=True)
     if kept["separation"]:
         show_warnings(kept["separation"]["warnings"])
-
-
-def selection_note(selection: Mapping[str, Any]) -> str:
-    """In words: which epoch a result is of, and what images picked it."""
-    picked = f"best {selection['metric']} on the part {selection['selected_on']!r}"
-    words = [f"Selection rule {selection['rule']}: {picked if selection['selected_on'] else 'the last epoch'}"]
-    if selection["teacher_rule"] not in (None, "last"):
-        words.append(f"its teacher by the rule {selection['teacher_rule']}")
-    if not selection["picked_on"]:
-        words.append("nothing selected")
-    if selection["selected_on_test_data"]:
-        words.append("SELECTED ON TEST DATA")
-    return f"{', '.join(words)}."
 
 
 def show_scores(scores: Sequence[Score], summary: Mapping[str, Any]) -> None:
@@ -150,6 +140,25 @@ def show_dataset(dataset: StoredDataset, title: str, *, groups: bool, digest: bo
     if digest:
         height, width = dataset.evaluation.images.shape[1:3]
         out.print(f"Images of {height}x{width} pixels. Digest {dataset.digest}", markup=False, soft_wrap=True)
+
+
+def show_published(listed: Sequence[Listed]) -> None:
+    """The authors' models, and what of them is in a folder."""
+    table = Table(title="published models", box=box.SIMPLE_HEAD, padding=0)
+    for column in ("name", "stage", "paper", "size", "here"):
+        table.add_column(column, justify="right" if column in ("paper", "size") else "left")
+    for each in listed:
+        published = each.published
+        size = "unknown" if each.size is None else f"{each.size / 2**20:.1f} MiB"
+        here = "no" if each.path is None else escape(str(each.path))
+        table.add_row(published.name, published.stage, f"{published.accuracy:.2f}", size, here)
+    out = stream(stderr=False)
+    out.print(table)
+    for each in listed:
+        out.print(
+            f"{each.published.name}: {each.published.metric}; {each.published.note}.", markup=False, soft_wrap=True
+        )
+    out.print(f"Authors' folder: {DRIVE_ADDRESS}", markup=False, soft_wrap=True)
 
 
 def _class_table(dataset: StoredDataset) -> Table:

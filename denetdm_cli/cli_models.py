@@ -1,0 +1,157 @@
+"""The commands that trade models with others: published weights, official files, exports, predictions."""
+
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from denetdm_cli import shell
+from denetdm_cli.errors import EXIT_INTERRUPTED, ConfigError, DownloadError
+
+Rule = Literal["last", "valid", "paper"]
+SelectOption = Annotated[
+    Rule | None, typer.Option("--select", help="Of a run folder, the epoch of this selection rule.")
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there and differs.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    app.command("download-pretrained")(download_pretrained)
+    app.command("convert")(convert)
+    app.command("export")(export)
+    app.command("predict")(predict)
+
+
+def download_pretrained(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Names of models; --list shows them.", metavar="NAME")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    known: Annotated[bool, typer.Option("--list", help="Show what is known, and what is here already.")] = False,
+    source: Annotated[
+        Path | None, typer.Option("--from", help="A local file, folder or zip instead.", metavar="PATH")
+    ] = None,
+    url: Annotated[str | None, typer.Option(help="An http(s) address of the file, or a zip with it, instead.")] = None,
+    sha256: Annotated[str | None, typer.Option(help="The digest that the authors' file must have.")] = None,
+    folder: Annotated[Path, typer.Option(help="Where models go.", metavar="DIR")] = Path("pretrained"),
+    force: Annotated[bool, typer.Option("--force", help="Fetch again, and replace what differs.")] = False,
+) -> None:
+    """Fetch the authors' published models and make them checkpoints."""
+    from denetdm_cli import pretrained, tables
+    from denetdm_cli.published import PUBLISHED
+
+    if known:
+        tables.show_published(pretrained.listing(folder))
+        return
+    wanted = [published.name for published in PUBLISHED] if every else list(names or [])
+    if every and names:
+        raise ConfigError("names are given, and --all", "Give one of them.")
+    if not wanted:
+        raise ConfigError("no model is named", "Give names, or --all; --list shows what there is.")
+    if len(wanted) > 1 and (url is not None or sha256 is not None):
+        raise ConfigError("--url and --sha256 are for one model", f"Name one of {', '.join(wanted)}.")
+    failed: DownloadError | None = None
+    with _report() as reporter:
+        for name in wanted:
+            try:
+                path = pretrained.fetch(
+                    name, folder, source=source, url=url, sha256=sha256, force=force, reporter=reporter
+                )
+            except DownloadError as error:
+                if len(wanted) == 1:
+                    raise
+                reporter.say(f"{name}: {error.what}")
+                failed = error
+            else:
+                typer.echo(path)
+    if failed is not None:
+        raise failed
+    typer.echo(f"Next: denetdm evaluate {shlex.quote(str(path))} --data DIR", err=True)
+
+
+def convert(
+    file: Annotated[
+        Path, typer.Argument(help="A .th file of the official code, or a .safetensors checkpoint of ours.")
+    ],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The file to make.", metavar="FILE")] = None,
+    to: Annotated[Literal["ours", "official"] | None, typer.Option(help="Default: from one to the other.")] = None,
+    force: ForceOption = False,
+) -> None:
+    """Turn a model file of the official code into a checkpoint, or a checkpoint into such a file."""
+    from denetdm_cli import conversion
+
+    to_official = to == "official" or (to is None and file.suffix == ".safetensors")
+    destination = out or file.with_suffix(".th" if to_official else ".safetensors")
+    if destination.resolve() == file.resolve():
+        raise ConfigError(f"{file} would be replaced by what is made of it", "Give another file with --out.")
+    work = conversion.convert_to_official if to_official else conversion.convert_to_ours
+    kind = work(file, destination, force=force)
+    stage = {"train-poe": "stage 1", "distill": "stage 2"}[kind.stage]
+    typer.echo(f"{file}: the {stage} model of {kind.dataset}", err=True)
+    typer.echo(destination)
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder or a stage-2 checkpoint.", metavar="RUN")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to make.", metavar="DIR")],
+    onnx: Annotated[bool, typer.Option("--onnx", help="Write an ONNX file too (pip install 'denetdm[onnx]').")] = False,
+    select: SelectOption = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
+) -> None:
+    """Write the target model for people without this program: weights, ONNX, class names and a model card."""
+    from denetdm_cli import exporting, scoring
+
+    path = scoring.find_checkpoint(run, select)
+    with _report() as reporter:
+        written = exporting.export(path, out, onnx=onnx, force=force, reporter=reporter)
+    for file in written:
+        typer.echo(file)
+
+
+def predict(
+    run: Annotated[Path, typer.Argument(help="A run folder or a stage-2 checkpoint.", metavar="RUN")],
+    images: Annotated[list[Path], typer.Argument(help="Images, or folders of them.", metavar="IMAGE")],
+    csv: Annotated[Path | None, typer.Option(help="Write one row an image.", metavar="FILE.csv")] = None,
+    select: SelectOption = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+) -> None:
+    """Classify images with the target model."""
+    from denetdm_cli import predicting, scoring
+    from denetdm_cli.runtime import resolve_device
+    from denetdm_cli.shipped import load_shipped
+
+    if csv is not None:
+        shell.require_ending(csv, ".csv", "--csv")
+    shipped = load_shipped(scoring.find_checkpoint(run, select), resolve_device(device))
+    with _report() as reporter:
+        found = predicting.predict_files(shipped, images, reporter)
+        if csv is not None:
+            predicting.write_csv(csv, shipped.class_names, found)
+            reporter.say(f"predictions: {csv}")
+        else:
+            _print_predictions(found, shipped.class_names)
+
+
+def _print_predictions(found: Iterator[Any], class_names: Sequence[str]) -> None:
+    """One line an image: file, class and probability, with tabs between them."""
+    for prediction in found:
+        if prediction.predicted is not None:
+            typer.echo(f"{prediction.path}\t{class_names[prediction.predicted]}\t{prediction.confidence:.4f}")
+
+
+@contextmanager
+def _report() -> Iterator[Any]:
+    from denetdm_cli.console import DataReport
+
+    report = DataReport()
+    try:
+        yield report
+    except KeyboardInterrupt:
+        report.say("stopped; nothing is half-written")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    finally:
+        report.close()
