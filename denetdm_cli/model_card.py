@@ -11,6 +11,7 @@ from denetdm_cli import __version__
 from denetdm_cli.evaluation import METRICS
 from denetdm_cli.models.portable import Portable
 from denetdm_cli.schema import BranchConfig, CifarResnetConfig, CnnConfig, MlpConfig
+from denetdm_cli.selection import selection_note
 from denetdm_cli.shipped import Resizing, Shipped
 
 _METRIC_NAMES = {
@@ -44,21 +45,6 @@ def model_card(shipped: Shipped, network: Portable, digest: str, *, onnx: bool) 
         _origin(shipped, digest),
     )
     return "\n\n".join("\n".join(lines) for lines in sections) + "\n"
-
-
-def selection_note(selection: Mapping[str, Any]) -> str:
-    """In words: which epoch a result is of, and what images picked it."""
-    picked = f"best {selection['metric']} on the part {selection['selected_on']!r}"
-    words = [f"Selection rule {selection['rule']}: {picked if selection['selected_on'] else 'the last epoch'}"]
-    if selection["teacher_rule"] not in (None, "last"):
-        words.append(f"its teacher by the rule {selection['teacher_rule']}")
-    if not selection["picked_on"]:
-        words.append("nothing selected")
-    if selection.get("used_bias_labels"):
-        words.append("with bias labels of evaluation images")
-    if selection["selected_on_test_data"]:
-        words.append("SELECTED ON TEST DATA")
-    return f"{', '.join(words)}."
 
 
 def _front_matter(shipped: Shipped, *, onnx: bool) -> list[str]:

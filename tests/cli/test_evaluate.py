@@ -21,7 +21,8 @@ class TestEvaluate:
             for rule in ("last", "valid", "paper"):
                 alone = shutil.copy(finished_run / stage / f"{rule}.safetensors", tmp_path / "alone.safetensors")
                 document = json.loads(good("evaluate", alone, "--json", "--device", "cpu").out)
-                found = document["results"][0]["metrics"]  # evaluate also says what the deep branch does beside the target
+                # evaluate also says what the deep branch does beside the target
+                found = document["results"][0]["metrics"]
                 expected = results["rules"][rule]["metrics"]
                 assert {name: found[name] for name in expected} == expected
                 assert document["results"][0]["selection"]["rule"] == rule
