@@ -189,8 +189,8 @@ def _refuse_foreign(path: Path) -> None:
         raise CheckpointError(
             f"{path} is a PyTorch pickle (.th, .pt, .pth), which can run code when it is read, so it was not opened",
             "Give a .safetensors checkpoint or a run folder made by denetdm. If the official code made the file, "
-            f"convert it, which runs nothing: denetdm convert {shlex.quote(str(path))} . To use other weights, save them "
-            "as safetensors where you trust the file; to make a model here: denetdm train-poe --dataset coloredmnist",
+            f"convert it, which runs nothing: denetdm convert {shlex.quote(str(path))} . To use other weights, save "
+            "them as safetensors where you trust the file; to make one here: denetdm train-poe --dataset coloredmnist",
         )
 
 

@@ -194,7 +194,7 @@ def test_the_card_says_what_picked_the_epoch(tmp_path: Path) -> None:
     front, text = _card(tmp_path / "out")
     assert (
         "Selection rule paper: best target.unbiased on the part 'evaluation', its teacher by the rule paper, "
-        "with bias labels of evaluation images, SELECTED ON TEST DATA." in text
+        "SELECTED ON TEST DATA, with bias labels of evaluation images." in text
     )
     assert "too good for a test" in text
     assert "10 of stage 1, of which epoch 4 is the teacher; " in text
