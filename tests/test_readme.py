@@ -22,7 +22,12 @@ from denetdm_cli.errors import (
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
 COMMANDS = sorted(
-    set(re.findall(r"denetdm (?:make-data|validate|train-poe|distill|evaluate|configs) [^\n|&]+", "\n".join(BLOCKS)))
+    set(
+        re.findall(
+            r"denetdm (?:make-data|validate|train-poe|distill|evaluate|configs|download-pretrained|convert|export|predict) [^\n|&]+",
+            "\n".join(BLOCKS),
+        )
+    )
 )
 
 
@@ -37,13 +42,9 @@ def test_a_command_of_the_readme_parses(line: str) -> None:
 
 def test_the_readme_has_commands() -> None:
     assert {line.split()[1] for line in COMMANDS} == {
-        "make-data",
-        "validate",
-        "train-poe",
-        "distill",
-        "evaluate",
-        "configs",
-    }
+        "make-data", "validate", "train-poe", "distill", "evaluate", "configs",
+        "download-pretrained", "convert", "export", "predict",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", [ConfigError, DataError, CheckpointError, DownloadError, NumericError, StorageError])
