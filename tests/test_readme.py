@@ -24,7 +24,8 @@ BLOCKS = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
 COMMANDS = sorted(
     set(
         re.findall(
-            r"denetdm (?:make-data|validate|train-poe|distill|evaluate|configs|download-pretrained|convert|export|predict) [^\n|&]+",
+            r"denetdm (?:make-data|validate|train-poe|distill|evaluate|configs"
+            r"|download-pretrained|convert|export|predict) [^\n|&]+",
             "\n".join(BLOCKS),
         )
     )
