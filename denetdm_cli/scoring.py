@@ -198,7 +198,7 @@ def summarise(scores: Sequence[Score]) -> dict[str, dict[str, dict[str, float | 
     alike: dict[str, set[str]] = {
         "stage": {score.metadata["stage"] for score in scores},
         "teacher": {str(score.metadata["selection"]["teacher_rule"]) for score in scores},
-        "training data": {score.metadata["dataset"]["digest"][:16] for score in scores},
+        "training data": {str(score.metadata["dataset"]["digest"])[:16] for score in scores},
         "selection rule": {score.metadata["selection"]["rule"] for score in scores},
         "evaluated part": {score.part for score in scores},
         "data set": {score.dataset["digest"][:16] for score in scores},

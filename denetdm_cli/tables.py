@@ -52,7 +52,7 @@ def show_scores(scores: Sequence[Score], summary: Mapping[str, Any]) -> None:
     if len(scores) == 1:
         (score,) = scores
         columns = _columns(score.metrics)
-        title = f"{score.metadata['stage']}, seed {score.metadata['seed']}, epoch {score.metadata['epoch']}"
+        title = _title(score.metadata)
         table = _metrics_table(title, columns, score.metadata["reported_metric"])
         for name, metrics in score.metrics.items():
             _metrics_row(table, name, metrics, score.dataset, columns)
@@ -182,6 +182,12 @@ def _count_table(dataset: StoredDataset, name: str, split: Split) -> Table:
     for target, row in zip(dataset.class_names, counts.tolist(), strict=True):
         table.add_row(escape(target), *(f"{count:,}" if count else "-" for count in row))
     return table
+
+
+def _title(metadata: Mapping[str, Any]) -> str:
+    if metadata["epoch"] is None:
+        return f"{metadata['stage']}, converted from {metadata['source']['file']}"
+    return f"{metadata['stage']}, seed {metadata['seed']}, epoch {metadata['epoch']}"
 
 
 def _columns(metrics: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
