@@ -42,10 +42,10 @@ def download_pretrained(
 ) -> None:
     """Fetch the authors' published models and make them checkpoints."""
     from denetdm_cli import pretrained, tables
-    from denetdm_cli.published import PUBLISHED
+    from denetdm_cli.published import DRIVE_ADDRESS, PUBLISHED
 
     if known:
-        tables.show_published(pretrained.listing(folder))
+        tables.show_published(pretrained.listing(folder), DRIVE_ADDRESS)
         return
     wanted = [published.name for published in PUBLISHED] if every else list(names or [])
     if every and names:

@@ -21,7 +21,7 @@ from denetdm_cli.errors import CheckpointError
 from denetdm_cli.files import atomic_file, sha256
 from denetdm_cli.models.official import ARCHITECTURES, KINDS, Dataset, Official, recognise, to_official, to_ours
 from denetdm_cli.schema import Config
-from denetdm_cli.selection import provenance
+from denetdm_cli.selection import provenance, reported_metric
 
 _START = 512
 _SETTINGS_SHOWN = 6
@@ -210,7 +210,7 @@ def _metadata(kind: Official, source: Mapping[str, str | int | None]) -> dict[st
         "epoch": None,
         "selection": provenance("paper", config.distill.selection_metric, stage_1) if distilled else stage_1,
         "metrics": None,
-        "reported_metric": config.distill.selection_metric.split(".")[1],
+        "reported_metric": reported_metric(config),
         "separation": None,
         "seed": None,
         "device": None,

@@ -70,7 +70,7 @@ class Groups:
     Attributes:
         classes: number of target classes.
         biases: number of bias values.
-        aligned: (classes,) the bias value tied to each class; empty without bias labels.
+        aligned: (classes,) the bias value tied to each class; empty where that is not known.
     """
 
     classes: int
@@ -144,7 +144,7 @@ def group_metrics(
     return metrics | {
         "unbiased": _mean(share[present]),
         "aligned": _mean(share[present & tied.ravel()]),
-        "conflicting": _mean(share[present & ~tied.ravel()]),
+        "conflicting": _mean(share[present & ~tied.ravel()]) if groups.aligned else None,
         "worst_group": _lowest(share),
         "worst_group_of": [int(part) for part in divmod(np.nanargmin(share), groups.biases)] if len(target) else None,
         "groups": [

@@ -10,7 +10,16 @@ from denetdm_cli.evaluation import LABEL_METRICS, Evaluation, group_metrics
 from denetdm_cli.models.branches import build_branch
 from denetdm_cli.runs import RunFolder
 from denetdm_cli.runtime import seeded
-from denetdm_cli.schema import BranchConfig, Config, DistillConfig, ModelConfig, StageConfig, TrainPoeConfig
+from denetdm_cli.schema import (
+    SELECTION_RULES,
+    BranchConfig,
+    Config,
+    DistillConfig,
+    ModelConfig,
+    SelectionRule,
+    StageConfig,
+    TrainPoeConfig,
+)
 
 _FREE_IN_STAGE_2 = (
     "distill.", "model.target.", "selection", "device", "threads", "out", "dataset.root", "data.cache",
@@ -44,6 +53,11 @@ def require_full_batch(settings: StageConfig, section: str, dataset: StoredDatas
             f"{section}.batch_size: {settings.batch_size} is larger than the training split, which has {images} images",
             "Give a smaller --batch-size.",
         )
+    if model.convolutional and settings.batch_size == 1:
+        raise ConfigError(
+            f"{section}.batch_size: 1 is too few for batch normalisation, which needs two",
+            "Give a larger --batch-size.",
+        )
     if model.convolutional and not settings.drop_last and images % settings.batch_size == 1:
         raise ConfigError(
             f"{section}.batch_size: {settings.batch_size} leaves a last batch of one of the {images} training images, "
@@ -65,19 +79,21 @@ def require_target(config: BranchConfig, image_shape: tuple[int, int, int]) -> N
         build_branch(config, image_shape, start_weights=getattr(config, "weights", None) != "imagenet")
 
 
-def require_metric(
+def metrics_by_rule(
     settings: TrainPoeConfig | DistillConfig, section: str, dataset: StoredDataset, evaluation: Evaluation
-) -> None:
-    """Refuse to select by bias labels where there are none.
+) -> dict[SelectionRule, str]:
+    """What each selection rule maximises: the metric of the configuration; `valid`, where its images lack the bias
+    labels that this needs, accuracy.
 
     Raises:
         ConfigError: says what to select by instead.
     """
     metric = settings.selection_metric
-    if metric.split(".")[1] in LABEL_METRICS:
-        return
     predictor, figure = metric.split(".")
-    for part in ("valid", "evaluation"):
+    found: dict[SelectionRule, str] = dict.fromkeys(SELECTION_RULES, metric)
+    if figure in LABEL_METRICS:
+        return found
+    for part in ("evaluation", "valid"):
         name, rows = evaluation.parts[part]
         batches = evaluation.batches[name]
         chosen = slice(None) if rows is None else rows
@@ -88,11 +104,15 @@ def require_metric(
             lack = f"has no value, for {name} of {dataset.path} has no image that it is measured on"
         else:
             continue
+        if part == "valid":
+            found["valid"] = f"{predictor}.accuracy"
+            continue
         raise ConfigError(
             f"{section}.selection_metric: {metric!r} {lack}",
             f"Use one that needs class labels only: --set {section}.selection_metric={predictor}.accuracy "
             f"(or {predictor}.worst_class).",
         )
+    return found
 
 
 def require_same_stage_1(config: Config, teacher: RunFolder) -> None:

@@ -4,10 +4,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from denetdm_cli.evaluation import LABEL_METRICS
-from denetdm_cli.schema import SelectionRule
+from denetdm_cli.schema import Config, SelectionRule
 
 SELECTED_ON = {"last": None, "valid": "valid", "paper": "evaluation"}
 """The part of the evaluation split that a rule selects on; `paper` selects on the very images it reports."""
+
+
+_REPORTED = {"bffhq": "conflicting", "bar": "conflicting", "celeba": "worst_group", "waterbirds": "worst_group"}
+
+
+def reported_metric(config: Config) -> str:
+    """The metric that the literature reports for a data set; for own images the one that the target is picked by."""
+    if config.dataset.name == "folder":
+        return config.distill.selection_metric.split(".")[1]
+    return _REPORTED.get(config.dataset.name, "unbiased")
 
 
 def overlap(part: str, other: str, *, own_valid: bool = False) -> bool:

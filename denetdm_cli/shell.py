@@ -37,7 +37,14 @@ def absolute(config: Any) -> Any:
             raise ConfigError(f"the folder {folder!r}: {error}", "Give a path without ~.") from None
 
     dataset = config.dataset.model_copy(update={"root": pinned(config.dataset.root)})
-    return config.model_copy(update={"dataset": dataset, "out": pinned(config.out)})
+    model = config.model.model_copy(
+        update={
+            name: branch.model_copy(update={"weights": pinned(branch.weights)})
+            for name, branch in config.model
+            if getattr(branch, "weights", None) not in (None, "imagenet")
+        }
+    )
+    return config.model_copy(update={"dataset": dataset, "model": model, "out": pinned(config.out)})
 
 
 def make_or_open(

@@ -20,8 +20,8 @@ from denetdm_cli.methods.poe import ProductOfExpertsTraining
 from denetdm_cli.models.experts import ProductOfExperts, TargetModel, started_from
 from denetdm_cli.optimizer import Adam
 from denetdm_cli.preflight import (
+    metrics_by_rule,
     require_full_batch,
-    require_metric,
     require_same_data,
     require_same_stage_1,
     require_same_teacher,
@@ -30,7 +30,7 @@ from denetdm_cli.preflight import (
 from denetdm_cli.runs import RunFolder
 from denetdm_cli.runtime import derive_seed, resolve_device, use_threads, versions
 from denetdm_cli.schema import SELECTION_RULES, Config, DistillConfig, SelectionRule, TrainPoeConfig
-from denetdm_cli.selection import is_best, provenance
+from denetdm_cli.selection import is_best, provenance, reported_metric
 from denetdm_cli.training import EpochEnd, Progress, fit, make_optimizer
 
 
@@ -75,6 +75,7 @@ class Stage:
         config: of the whole run; `settings` is the section of this stage.
         facts: what every result and checkpoint of the stage says besides.
         signs: measures, after an epoch, whether the branches separate; None where there are not two.
+        metrics: what each selection rule maximises.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Stage:
     settings: TrainPoeConfig | DistillConfig
     facts: dict[str, Any]
     signs: Callable[[], dict[str, Any]] | None
+    metrics: dict[SelectionRule, str]
 
 
 def run_path(config: Config, dataset: StoredDataset) -> Path:
@@ -174,7 +176,7 @@ def _claim_and_run(
     require_full_batch(settings, section, dataset, config.model)
     layout = config.model.convolutional
     evaluation = Evaluation.of(dataset, device, config.data, channels_last=layout)
-    require_metric(settings, section, dataset, evaluation)
+    metrics = metrics_by_rule(settings, section, dataset, evaluation)
     fresh = force or not folder.resume_file.exists()
     if folder.finished and not force:
         with folder.claimed(config, resume=resume, force=force):
@@ -189,7 +191,7 @@ def _claim_and_run(
         started = started_from(trained.model) if fresh else checkpoint.load(folder.resume_file)[1]["start_weights"]
         facts = {**facts, "start_weights": started}
         signs = _signs(trained.model, train, evaluation)
-        yield from _run(Stage(name, folder, trained, train, evaluation, config, settings, facts, signs))
+        yield from _run(Stage(name, folder, trained, train, evaluation, config, settings, facts, signs, metrics))
 
 
 def _signs(model: nn.Module, train: Batches, evaluation: Evaluation) -> Callable[[], dict[str, Any]] | None:
@@ -224,7 +226,7 @@ def _run(stage: Stage) -> Iterator[Event]:
         # equal to the last bit, when the epoch is run again.
         folder.add_record(record)
         for rule in SELECTION_RULES:
-            if is_best(records, rule, stage.settings.selection_metric):
+            if is_best(records, rule, stage.metrics[rule]):
                 tensors = method.model.state_dict()
                 checkpoint.save(folder.checkpoint(rule), tensors, _metadata(stage, rule, record, measured))
         state = checkpoint.training_state(method.model, optimizer)
@@ -298,7 +300,7 @@ def _metadata(
 ) -> dict[str, Any]:
     """What a checkpoint says of itself. No time of day, so that equal runs write equal bytes."""
     teacher = stage.facts.get("teacher", {}).get("selection")
-    selection = provenance(rule, stage.settings.selection_metric, teacher)
+    selection = provenance(rule, stage.metrics[rule], teacher)
     return {
         "stage": stage.name,
         "epoch": record["epoch"],
@@ -341,11 +343,6 @@ def separation_warnings(config: Config, teacher_folder: RunFolder) -> list[str]:
 
 def _teacher_rule(config: Config) -> SelectionRule:
     return config.selection if config.distill.teacher == "selected" else "last"
-
-
-def reported_metric(config: Config) -> str:
-    """The metric that the literature reports for the data set of a configuration: the one the target is picked by."""
-    return config.distill.selection_metric.split(".")[1]
 
 
 def _describe(dataset: StoredDataset) -> dict[str, Any]:

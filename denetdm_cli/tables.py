@@ -1,7 +1,7 @@
 """Results as tables on stdout."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich import box
@@ -12,13 +12,14 @@ from rich.table import Table
 from denetdm_cli.console import percent, say, show_warnings, stream
 from denetdm_cli.data.store import Split, StoredDataset
 from denetdm_cli.evaluation import LABEL_METRICS
-from denetdm_cli.pretrained import Listed
-from denetdm_cli.published import DRIVE_ADDRESS
 from denetdm_cli.scoring import Score
 from denetdm_cli.selection import selection_note
 from denetdm_cli.stages import Finished
 
 _PREDICTOR_NAMES = {"product": "product of experts"}
+if TYPE_CHECKING:  # it brings what downloads need, which no other table does
+    from denetdm_cli.pretrained import Listed
+
 _WIDTH_OF_NAMES = 10
 _COLUMNS = ("unbiased", "accuracy", "aligned", "conflicting", "worst_group")
 
@@ -122,8 +123,8 @@ def show_dataset(dataset: StoredDataset, title: str, *, groups: bool, digest: bo
         counts = split.group_counts(classes, biases)
         total = int(counts.sum())
         cells = [f"{total:,}", "-", "-", "-"]
-        if split.bias is not None:
-            tied = np.asarray(dataset.aligned or [-1] * classes)[split.target]
+        if split.bias is not None and dataset.aligned:
+            tied = np.asarray(dataset.aligned)[split.target]
             aligned = int((split.bias == tied).sum())
             cells = [f"{total:,}", f"{aligned:,}", f"{total - aligned:,}", f"{(total - aligned) / total:.4f}"]
         present = counts[counts > 0]
@@ -142,7 +143,7 @@ def show_dataset(dataset: StoredDataset, title: str, *, groups: bool, digest: bo
         out.print(f"Images of {height}x{width} pixels. Digest {dataset.digest}", markup=False, soft_wrap=True)
 
 
-def show_published(listed: Sequence[Listed]) -> None:
+def show_published(listed: "Sequence[Listed]", address: str) -> None:
     """The authors' models, and what of them is in a folder."""
     table = Table(title="published models", box=box.SIMPLE_HEAD, padding=0)
     for column in ("name", "stage", "paper", "size", "here"):
@@ -158,7 +159,7 @@ def show_published(listed: Sequence[Listed]) -> None:
         out.print(
             f"{each.published.name}: {each.published.metric}; {each.published.note}.", markup=False, soft_wrap=True
         )
-    out.print(f"Authors' folder: {DRIVE_ADDRESS}", markup=False, soft_wrap=True)
+    out.print(f"Authors' folder: {address}", markup=False, soft_wrap=True)
 
 
 def _class_table(dataset: StoredDataset) -> Table:

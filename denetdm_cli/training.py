@@ -10,7 +10,7 @@ from denetdm_cli.data.batches import Batches
 from denetdm_cli.errors import NumericError
 from denetdm_cli.methods.base import Method
 from denetdm_cli.optimizer import Adam
-from denetdm_cli.runtime import generator
+from denetdm_cli.runtime import derive_seed, generator
 from denetdm_cli.schema import StageConfig
 
 _SECONDS_BETWEEN_EVENTS = 0.2
@@ -70,9 +70,12 @@ def fit(
     Raises:
         NumericError: a loss is not finite; says epoch and step.
     """
-    for epoch in range(first_epoch, stage.epochs + 1):
-        method.model.train()
-        yield from _epoch(method, batches, stage, optimizer, generator(seed, "order", epoch), epoch)
+    # Dropout and stochastic depth can only draw from torch's own streams; the caller's are put back at the end.
+    with torch.random.fork_rng(devices=[batches.device] if batches.device.type == "cuda" else []):
+        for epoch in range(first_epoch, stage.epochs + 1):
+            torch.manual_seed(derive_seed(seed, "noise", epoch))
+            method.model.train()
+            yield from _epoch(method, batches, stage, optimizer, generator(seed, "order", epoch), epoch)
 
 
 def _epoch(

@@ -143,3 +143,9 @@ def test_a_tenth_of_each_class_is_held_out_without_bias_labels() -> None:
     valid, test = divide(target, None)
     assert np.bincount(target[valid]).tolist() == [10, 2]
     assert len(test) == 108
+
+
+def test_no_group_is_called_conflicting_where_the_tied_values_are_not_known() -> None:
+    found = group_metrics(np.array([0, 1]), np.array([0, 1]), np.array([0, 0]), Groups(2, 2, ()))
+    assert found["aligned"] is found["conflicting"] is None
+    assert (found["unbiased"], found["worst_group"]) == (0.5, 0.0)

@@ -133,11 +133,17 @@ def healthy() -> tuple[Signs, Signs]:
         "chance": 0.1,
         "disagreement": 0.22,
         "entropy": {"shallow": 0.29, "deep": 0.24},
-        "answers": {"shallow": 0.93, "deep": 1.0},
+        "answers": {"shallow": 0.93, "deep": 1.0, "labels": 1.0},
         "dead_units": {"shallow": 0.09, "deep": 0.14},
         "logit_share": {"shallow": 0.58, "deep": 0.42},
     }
     return train, train | {"accuracy": {"shallow": 0.64, "deep": 0.10, "product": 0.37}, "disagreement": 0.85}
+
+
+def test_a_branch_that_answers_as_imbalanced_labels_do_is_not_dead() -> None:
+    train, evaluation = healthy()
+    train["answers"] = {"shallow": 0.05, "deep": 0.06, "labels": 0.08}
+    assert warnings(train, evaluation) == []
 
 
 def _dead_shallow(train: Signs, evaluation: Signs) -> None:

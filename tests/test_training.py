@@ -136,3 +136,44 @@ def test_batches_are_pixels_over_255_channels_first() -> None:
     (whole,) = batches.in_order(10)
     assert torch.equal(whole.x, expected[[1, 0]])
     assert batches.shape == (3, 2, 3)
+
+
+def test_dropout_depends_on_the_seed_alone_and_leaves_the_callers_stream_where_it_was() -> None:
+    random = np.random.RandomState(0)
+    split = Split(random.randint(0, 256, (40, 4, 4, 3)).astype(np.uint8), (np.arange(40) % 3).astype(np.uint8), None)
+
+    class Dropping:
+        def __init__(self) -> None:
+            torch.manual_seed(0)
+            self.model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(48, 3))
+
+        def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
+            return {"loss": nn.functional.cross_entropy(self.model(batch.x), batch.y)}
+
+        def predict(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"model": self.model(x)}
+
+    def trained(noise: int, *epochs: int) -> torch.Tensor:
+        method = Dropping()
+        settings = TrainPoeConfig(
+            epochs=epochs[-1], batch_size=10, learning_rate=0.01, weight_decay=0.0, drop_last=False,
+            selection_metric="shallow.accuracy",
+        )  # fmt: skip
+        optimizer = make_optimizer(method, settings)
+        batches = Batches(split, torch.device("cpu"))
+        for epoch in epochs:
+            torch.manual_seed(noise + epoch)
+            before = torch.get_rng_state()
+            part = settings.model_copy(update={"epochs": epoch})
+            list(fit(method, batches, part, optimizer, seed=5, first_epoch=epoch))
+            assert torch.equal(torch.get_rng_state(), before)
+        return method.model[2].weight.detach().clone()
+
+    assert torch.equal(trained(1, 1, 2), trained(100, 1, 2))
+    method = Dropping()
+    settings = TrainPoeConfig(
+        epochs=2, batch_size=10, learning_rate=0.01, weight_decay=0.0, drop_last=False,
+        selection_metric="shallow.accuracy",
+    )  # fmt: skip
+    list(fit(method, Batches(split, torch.device("cpu")), settings, make_optimizer(method, settings), seed=5))
+    assert torch.equal(method.model[2].weight, trained(1, 1, 2)), "stopped in between or not"

@@ -73,8 +73,11 @@ def ensure_datasets(
     found = []
     for config, recipe in zip(configs, _recipes(configs, source, frost, reporter), strict=True):
         dataset, made = ensure(recipe, force=force)
-        if source is not None and not made and not isinstance(config, ColoredMnistConfig | CorruptedCifar10Config):
-            _require_same_source(dataset, config, source)
+        if source is not None and not made:
+            if isinstance(config, ColoredMnistConfig | CorruptedCifar10Config):
+                reporter.say(f"{dataset.path} is there already, so --source was not looked at; --force makes it anew")
+            else:
+                _require_same_source(dataset, config, source)
         found.append((dataset, made))
     return found
 
@@ -160,11 +163,11 @@ def _is_archive(source: Path) -> bool:
 def _require_same_source(dataset: StoredDataset, config: ImportConfig, source: Path) -> None:
     """Refuse a source that is not the one an existing data set was imported from, as far as that can be told."""
     noted = dataset.manifest.recipe if dataset.manifest else {}
-    if _is_archive(source):
-        key, found = "source_sha256", sha256(source)
-    else:
-        with _listed(config, source, _Silent()) as listing:
-            key, found = "source_fingerprint", listing.fingerprint()
+    key = "source_fingerprint"
+    if _is_archive(source) and noted.get("source_sha256") == sha256(source):
+        return  # the very archive, which need not be unpacked again
+    with _listed(config, source, _Silent()) as listing:
+        found = listing.fingerprint()
     if noted.get(key, found) != found:
         raise DataError(
             f"{dataset.path} was imported from other files than {source} holds: {key} {noted[key]} there, {found} here",

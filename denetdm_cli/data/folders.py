@@ -86,7 +86,7 @@ def _read_folders(source: Path) -> tuple[Path, list[_Row], list[str]]:
     root = source
     for _ in range(2):  # an archive may hold the folder rather than what is in it
         inside = _folders(root)
-        if len(inside) == 1 and inside[0].name not in _SPLITS and _folders(inside[0]):
+        if len(inside) == 1 and inside[0].name.lower() not in _SPLITS and _folders(inside[0]):
             root = inside[0]
     rows: list[_Row] = []
     ignored: list[Path] = []
@@ -111,10 +111,10 @@ def _read_folders(source: Path) -> tuple[Path, list[_Row], list[str]]:
 def _parts(root: Path) -> dict[str | None, Path]:
     """The folders that hold class folders, by split."""
     folders = _folders(root)
-    named = [folder for folder in folders if folder.name in _SPLITS]
+    named = [folder for folder in folders if folder.name.lower() in _SPLITS]
     if not named:
         return {None: root}
-    parts: dict[str | None, Path] = {_SPLITS[folder.name]: folder for folder in named}
+    parts: dict[str | None, Path] = {_SPLITS[folder.name.lower()]: folder for folder in named}
     if "train" not in parts or len(named) < len(folders) or len(parts) < len(named):
         raise DataError(
             f"{root} holds {found_in(root)}; where there are folders named after splits, there must be train, and "

@@ -74,8 +74,8 @@ class Listing:
     notes: tuple[str, ...] = ()
 
     def fingerprint(self) -> str:
-        """SHA-256 over split, path below the root, labels and size in bytes of every image."""
-        digest = hashlib.sha256()
+        """SHA-256 over the names of labels and the split, path below the root, labels and size of every image."""
+        digest = hashlib.sha256("\0".join([*self.class_names, "", *self.bias_names, "\n"]).encode())
         for name, items in self.splits.items():
             for item in items:
                 size = item.path.stat().st_size if item.path.is_file() else None

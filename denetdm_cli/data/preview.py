@@ -60,7 +60,7 @@ def contact_sheet(
     draw = ImageDraw.Draw(sheet)
     draw.text((_MARGIN, _MARGIN), title, _INK, font=ImageFont.load_default(22))
     draw.text((_MARGIN, _MARGIN + 31), _summary(split, class_names, aligned), _FAINT, font=ImageFont.load_default(15))
-    if split.bias is not None:
+    if split.bias is not None and aligned:
         draw.rectangle((0, top + header - 2, width, top + header + line - 2), _BAND)
     for label, column in enumerate(columns):
         left = _MARGIN + _SIDE + label * (_CELL + _GAP)
@@ -74,7 +74,8 @@ def contact_sheet(
             sheet.paste(_thumbnail(split.images[index]), (left, upper))
             if split.bias is not None:
                 _label(draw, left + _CELL // 2, upper + _CELL + 1, bias_names[split.bias[index]], 13, _FAINT)
-    for row, text in enumerate(["bias-aligned", "bias-conflicting"][: min(rows, 1) + 1] if bias_names else ["images"]):
+    headings = ["images"] if split.bias is None or not aligned else ["bias-aligned", "bias-conflicting"]
+    for row, text in enumerate(headings[: min(rows, 1) + 1]):
         middle = top + header + row * (line + _GAP) + _CELL // 2
         draw.text((_MARGIN, middle), text, _INK, font=ImageFont.load_default(16), anchor="lm")
     with atomic_file(path) as temporary:
@@ -85,8 +86,8 @@ def _summary(split: Split, class_names: Sequence[str], aligned: Sequence[int]) -
     text = f"{len(split.images):,} images"
     if split.bias is None:
         text += ", no bias labels"
-    else:
-        tied = np.asarray(aligned or [-1] * len(class_names))
+    elif aligned:
+        tied = np.asarray(aligned)
         conflicting = int(np.count_nonzero(tied[split.target] != split.bias))
         text += f", {conflicting:,} of them bias-conflicting ({conflicting / len(split.images):.2%})"
     return text + (f"; the first {_COLUMNS} of {len(class_names)} classes" if len(class_names) > _COLUMNS else "")
@@ -95,13 +96,13 @@ def _summary(split: Split, class_names: Sequence[str], aligned: Sequence[int]) -
 def _column(split: Split, label: int, aligned: Sequence[int], rows: int) -> list[int | None]:
     """Positions of the images of a class to show, `rows` + 1 in all; None where there is none."""
     members = np.flatnonzero(split.target == label)
-    if split.bias is None:
+    if split.bias is None or not aligned:
         chosen: list[int | None] = members[: rows + 1].tolist()
     else:
-        tied = aligned[label] if aligned else -1
+        tied = aligned[label]
         own = members[split.bias[members] == tied]
         biases = int(split.bias.max()) + 1
-        values = [(tied + step) % biases for step in range(1, biases)] if 0 <= tied < biases else range(biases)
+        values = [(tied + step) % biases for step in range(1, biases)] if tied < biases else range(biases)
         by_value = [members[split.bias[members] == value][:rows].tolist() for value in values]
         others = [indices[turn] for turn in range(rows) for indices in by_value if turn < len(indices)][:rows]
         chosen = [int(own[0]) if len(own) else None, *others]
