@@ -9,10 +9,11 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch
-from measuring import epochs, seconds, shown
+from measuring import epochs, seconds
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -108,7 +109,9 @@ def training(resolved: Config, dataset: StoredDataset, device: torch.device) -> 
         theirs = [STEPS * batch / unit for unit in units]
         shares = [one / other for one, other in zip(ours, theirs, strict=True)]
         print(f"{name}: {max(ours):,.0f} images/s at best with augmentation, evaluation and checkpoints, bare forward")
-        print(f"  and backward around it {max(theirs):,.0f}; share of the bare speed: {shown(shares)}")
+        print(
+            f"  and backward around it {max(theirs):,.0f}; share of the bare speed: lowest {min(shares):.2f}, median {median(shares):.2f}"
+        )
 
 
 def importing(root: Path) -> None:
