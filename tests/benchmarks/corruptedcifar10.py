@@ -109,9 +109,8 @@ def training(resolved: Config, dataset: StoredDataset, device: torch.device) -> 
         theirs = [STEPS * batch / unit for unit in units]
         shares = [one / other for one, other in zip(ours, theirs, strict=True)]
         print(f"{name}: {max(ours):,.0f} images/s at best with augmentation, evaluation and checkpoints, bare forward")
-        print(
-            f"  and backward around it {max(theirs):,.0f}; share of the bare speed: lowest {min(shares):.2f}, median {median(shares):.2f}"
-        )
+        share = f"lowest {min(shares):.2f}, median {median(shares):.2f}"
+        print(f"  and backward around it {max(theirs):,.0f}; share of the bare speed: {share}")
 
 
 def importing(root: Path) -> None:
