@@ -9,12 +9,31 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
-from denetdm_cli import __version__, cli_models, shell
-from denetdm_cli.errors import EXIT_INTERRUPTED, ConfigError, DataError, StorageError, UserError
+from denetdm_cli import __version__, cli_models, cli_training, shell, stopping
+from denetdm_cli.cli_options import (
+    DataRootOption,
+    SelectOption,
+    SetOption,
+    SourceOption,
+)
+from denetdm_cli.errors import ConfigError, DataError, StorageError, UserError
+
+
+class _Program(TyperGroup):
+    """The commands; a signal that stops one ends the program with the exit code of its kind."""
+
+    def invoke(self, ctx: Any) -> Any:  # typer's own copy of click has the type
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            raise typer.Exit(stopping.exit_code(stop)) from None
+
 
 app = typer.Typer(
     name="denetdm",
+    cls=_Program,
     help="Train image classifiers that do not lean on shortcuts, without bias labels (DeNetDM, NeurIPS 2024).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -26,35 +45,14 @@ app.add_typer(configs_app, name="configs")
 _CHECKED_SIZE = 64
 _ARCHIVE_ENDING = re.compile(r"(\.tar)?\.(csv|zip|tar|t?gz|bz2|xz)$", re.IGNORECASE)
 
-Rule = Literal["last", "valid", "paper"]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one configuration key; may be repeated.")
-]
-DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
-DataRootOption = Annotated[str | None, typer.Option(help="Folder of the data sets (default: data).", metavar="DIR")]
-OutOption = Annotated[str | None, typer.Option(help="Where run folders go (default: runs).", metavar="DIR")]
-EpochsOption = Annotated[int | None, typer.Option(help="Epochs of this stage.")]
-BatchSizeOption = Annotated[int | None, typer.Option(help="Images a training step.")]
-SelectOption = Annotated[
-    Rule | None,
-    typer.Option(
-        "--select", help="Epoch to report: last, valid (best on held-out images), paper (SELECTED ON TEST DATA)."
-    ),
-]
-SourceOption = Annotated[
-    Path | None,
-    typer.Option(help="Local copy of the raw images: a folder, an archive or a CSV file.", metavar="PATH"),
-]
-ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on from the last completed epoch of a stopped run.")]
-ForceOption = Annotated[bool, typer.Option("--force", help="Start anew and delete the run that is there.")]
-
 
 def main() -> NoReturn:
     """Run the program; a user's mistake ends in two lines and the exit code of its kind, never in a traceback."""
     try:
-        app(prog_name="denetdm")
-    except KeyboardInterrupt:  # before or after a command
-        sys.exit(EXIT_INTERRUPTED)
+        with stopping.listening():
+            app(prog_name="denetdm")
+    except KeyboardInterrupt as stop:  # before or after a command
+        sys.exit(stopping.exit_code(stop))
     except UserError as error:
         _fail(error)
     except OSError as error:
@@ -62,8 +60,8 @@ def main() -> NoReturn:
         _fail(
             StorageError(
                 f"{error.filename}: {error.strerror}" if error.filename else str(error),
-                "Make room, or give another folder. Nothing is half-written, and completed epochs are kept: a training "
-                "goes on with --resume."
+                "Make room, or give another folder. Nothing is half-written, and completed epochs are kept: the same "
+                "command goes on from there."
                 if full
                 else "Check the path and its permissions, or give another one.",
             )
@@ -175,88 +173,6 @@ def validate(
         shell.draw_sheet(stored, sheet, data.resolve().name)
 
 
-@app.command("train-poe")
-def train_poe(
-    dataset: Annotated[
-        str | None, typer.Option(help="Preset by name, such as coloredmnist; denetdm configs ls.", metavar="NAME")
-    ] = None,
-    config_file: Annotated[
-        Path | None, typer.Option("--config", help="A YAML file of your own.", metavar="FILE")
-    ] = None,
-    settings: SetOption = None,
-    ratio: Annotated[float | None, typer.Option(help="Conflict ratio of the data set.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of initialisation and data order.")] = None,
-    epochs: EpochsOption = None,
-    batch_size: BatchSizeOption = None,
-    select: SelectOption = None,
-    device: DeviceOption = None,
-    data_root: DataRootOption = None,
-    source: SourceOption = None,
-    out: OutOption = None,
-    resume: ResumeOption = False,
-    force: ForceOption = False,
-) -> None:
-    """Stage 1: train a shallow and a deep branch as a product of experts."""
-    from denetdm_cli import stages, tables
-    from denetdm_cli.runtime import resolve_device
-
-    options = {
-        "dataset.ratio": ratio,
-        "dataset.root": data_root,
-        "seed": seed,
-        "train_poe.epochs": epochs,
-        "train_poe.batch_size": batch_size,
-        "selection": select,
-        "device": device,
-        "out": out,
-    }
-    resolved = shell.absolute(shell.load_config(dataset, config_file, settings, options))
-    resolve_device(resolved.device)  # refused before any data is made
-    stored = shell.the_dataset(resolved.dataset, source)
-    finished = shell.train(stages.train_poe(resolved, stored, resume=resume, force=force))
-    tables.show_finished(finished, resolved.selection, f"denetdm distill {shell.as_typed(finished.folder.parent)}")
-
-
-@app.command()
-def distill(
-    run: Annotated[Path, typer.Argument(help="Run folder of a finished stage 1.", metavar="RUN")],
-    settings: SetOption = None,
-    epochs: EpochsOption = None,
-    batch_size: BatchSizeOption = None,
-    select: SelectOption = None,
-    teacher: Annotated[Literal["selected", "last"] | None, typer.Option(help="Stage-1 epoch to distil from.")] = None,
-    device: DeviceOption = None,
-    data_root: DataRootOption = None,
-    source: SourceOption = None,
-    out: OutOption = None,
-    resume: ResumeOption = False,
-    force: ForceOption = False,
-) -> None:
-    """Stage 2: distil the target model from a finished stage 1."""
-    from denetdm_cli import config, console, stages, tables
-    from denetdm_cli.runs import finished_stage_1
-    from denetdm_cli.runtime import resolve_device
-
-    options = {
-        "dataset.root": data_root,
-        "distill.epochs": epochs,
-        "distill.batch_size": batch_size,
-        "distill.teacher": teacher,
-        "selection": select,
-        "device": device,
-        "out": out,
-    }
-    stage_1 = finished_stage_1(run)
-    resolved = shell.absolute(config.load(stage_1.config_file, settings or (), options))
-    resolve_device(resolved.device)  # refused before any data is made
-    stored = shell.the_dataset(resolved.dataset, source)
-    moved = out is not None or any(setting.partition("=")[0].strip() == "out" for setting in settings or ())
-    console.show_warnings(stages.separation_warnings(resolved, stage_1))
-    home = stages.run_path(resolved, stored) if moved else stage_1.path.parent
-    finished = shell.train(stages.distill(resolved, stored, stage_1, home, resume=resume, force=force))
-    tables.show_finished(finished, resolved.selection, f"denetdm evaluate {shell.as_typed(finished.folder)}")
-
-
 @app.command()
 def evaluate(
     runs: Annotated[list[Path], typer.Argument(help="Run folders or .safetensors checkpoints.", metavar="RUN")],
@@ -307,6 +223,7 @@ def evaluate(
         tables.show_scores(scores, summary)
 
 
+cli_training.register(app)
 cli_models.register(app)
 
 

@@ -110,9 +110,9 @@ def follow(events: Iterator[Event], again: str) -> Finished:
                 view.update(event)
     except KeyboardInterrupt:
         if began and RunFolder(began.folder).resume_file.exists():
-            say(f"stopped; completed epochs are kept. Go on with: {again} --resume")
+            say(f"stopped; what was trained is kept. Go on with: {again}")
         else:
-            say(f"stopped; no epoch was completed yet. Begin anew with: {again}")
+            say(f"stopped; nothing was trained yet. Begin anew with: {again}")
         raise
     finally:
         if isinstance(view, _Bar):

@@ -63,5 +63,7 @@ class StorageError(UserError):
     exit_code = 7
 
 
+EXIT_STOPPED = 75
+"""Stopped by a signal; the same command goes on (EX_TEMPFAIL of sysexits.h: "try again later")."""
 EXIT_INTERRUPTED = 130
-"""Stopped by Ctrl-C; the last completed epoch is kept."""
+"""Stopped by Ctrl-C; the same command goes on."""

@@ -1,5 +1,6 @@
 """Group accuracies of any predictors, one pass over the data for all of them."""
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from denetdm_cli.data.batches import Batches
 from denetdm_cli.data.store import Split, StoredDataset
 from denetdm_cli.errors import DataError, NumericError
 from denetdm_cli.methods.base import Method
+from denetdm_cli.ranks import ALONE, Ranks
 from denetdm_cli.schema import DataConfig
 
 Parts = dict[str, tuple[str, NDArray[np.int64] | None]]
@@ -86,28 +88,39 @@ class Groups:
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, predictors: Callable[[Tensor], Mapping[str, Tensor]], batches: Batches) -> Predictions:
+def predict(
+    model: nn.Module,
+    predictors: Callable[[Tensor], Mapping[str, Tensor]],
+    batches: Batches,
+    ranks: Ranks = ALONE,
+) -> Predictions:
     """Run all predictors over a split in one pass, in evaluation mode.
 
     Args:
         model: the module behind the predictors; its mode is restored.
         predictors: images (B, C, H, W) to logits (B, classes) by name.
         batches: the split.
+        ranks: they divide the batches among themselves, and all get the whole.
     """
     was_training = model.training
     model.eval()
-    columns: dict[str, list[tuple[Tensor, Tensor]]] = {}
-    for batch in batches.in_order():
+    count, device = len(batches), batches.device
+    predicted: dict[str, Tensor] = defaultdict(lambda: torch.zeros(count, dtype=torch.int64, device=device))
+    confidence: dict[str, Tensor] = defaultdict(lambda: torch.zeros(count, device=device))
+    for batch in batches.in_order(share=(ranks.rank, ranks.size)):
         for name, logits in predictors(batch.x).items():
-            confidence, predicted = logits.softmax(dim=1).max(dim=1)
-            columns.setdefault(name, []).append((predicted, confidence))
+            confidence[name][batch.index], predicted[name][batch.index] = logits.softmax(dim=1).max(dim=1)
+    if not predicted:  # more ranks than batches, but all must talk of the same predictors
+        for name in predictors(batches.take(torch.zeros(1, dtype=torch.int64, device=device)).x):
+            confidence[name].zero_(), predicted[name].zero_()
     model.train(was_training)
+    # An image is in one rank's share and 0 in the others, so a sum over the ranks puts the shares together.
     return Predictions(
         np.arange(len(batches)),
         batches.target,
         batches.bias,
-        {name: _numpy([predicted for predicted, _ in parts]) for name, parts in columns.items()},
-        {name: _numpy([confidence for _, confidence in parts]) for name, parts in columns.items()},
+        {name: ranks.total(values).cpu().numpy() for name, values in predicted.items()},
+        {name: ranks.total(values).cpu().numpy() for name, values in confidence.items()},
     )
 
 
@@ -222,13 +235,13 @@ class Evaluation:
         batches = {name: Batches(split, device, config, channels_last=channels_last) for name, split in splits.items()}
         return Evaluation(batches, Groups.of(dataset), parts)
 
-    def measure(self, method: Method, epoch: int) -> dict[str, dict[str, dict[str, Any]]]:
-        """Metrics by part and predictor, in one pass over each split.
+    def measure(self, method: Method, epoch: int, ranks: Ranks = ALONE) -> dict[str, dict[str, dict[str, Any]]]:
+        """Metrics by part and predictor, in one pass over each split that the ranks divide among themselves.
 
         Raises:
             NumericError: an output is not finite.
         """
-        found = {name: predict(method.model, method.predict, batches) for name, batches in self.batches.items()}
+        found = {name: predict(method.model, method.predict, batches, ranks) for name, batches in self.batches.items()}
         for predictions in found.values():
             if not all(np.isfinite(confidence).all() for confidence in predictions.confidence.values()):
                 # No loss has seen what the last step of an epoch did, and a checkpoint must not hold what it broke.
@@ -250,7 +263,3 @@ def _lowest(shares: NDArray[np.float64]) -> float | None:
 
 def _mean(values: NDArray[Any]) -> float | None:
     return float(values.mean()) if values.size else None
-
-
-def _numpy(parts: list[Tensor]) -> NDArray[Any]:
-    return torch.cat(parts).cpu().numpy()

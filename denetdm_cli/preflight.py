@@ -22,7 +22,8 @@ from denetdm_cli.schema import (
 )
 
 _FREE_IN_STAGE_2 = (
-    "distill.", "model.target.", "selection", "device", "threads", "out", "dataset.root", "data.cache",
+    "distill.", "model.target.", "selection", "compute.", "device", "threads", "checkpoint_minutes", "stop_signals",
+    "out", "dataset.root", "data.cache",
 )  # fmt: skip
 
 

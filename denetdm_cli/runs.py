@@ -5,15 +5,18 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from denetdm_cli import config as configuration
 from denetdm_cli.errors import CheckpointError, ConfigError
 from denetdm_cli.files import PART, folder_lock, naming, write_text
 from denetdm_cli.schema import SELECTION_RULES, Config, SelectionRule
 
-_MAY_DIFFER = ("device", "threads", "out", "dataset.root", "data.cache")
-"""Settings that say where a run happens, not what it computes."""
+Resume = Literal["auto", "must", "never"]
+"""What to do with a stopped run: go on where there is one, require one, or refuse to."""
+
+_MAY_DIFFER = ("device", "threads", "checkpoint_minutes", "stop_signals", "out", "dataset.root", "data.cache")
+"""Settings that say where and how a run happens, not what it computes."""
 
 
 class RunFolder:
@@ -72,53 +75,54 @@ class RunFolder:
         return results
 
     @contextmanager
-    def claimed(self, config: Config, *, resume: bool, force: bool) -> Iterator[None]:
+    def claimed(self, config: Config, resume: Resume = "auto", *, force: bool = False) -> Iterator[None]:
         """Hold the folder, made ready for a run with this configuration, against other processes; or refuse.
 
         Only `force` deletes a completed epoch.
 
         Raises:
-            CheckpointError: the folder holds something else, a run with other settings, or a stopped run and neither
-                `resume` nor `force` was asked for; `resume` was asked for and there is nothing to resume; what is
-                needed to resume is missing; or another process is at work in it.
-            ConfigError: both were asked for.
+            CheckpointError: the folder holds something else, a run with other settings, or a stopped run that `resume`
+                lets nobody go on with; there must be something to resume and there is nothing; what is needed to resume
+                is missing; or another process is at work in it.
+            ConfigError: something must be resumed and started anew.
         """
-        if resume and force:
+        if resume == "must" and force:
             raise ConfigError(
-                "--resume and --force exclude each other", "Give --resume to go on, --force to start anew."
+                "--resume must and --force exclude each other",
+                "Give --resume must to go on, --force to start anew.",
             )
         if self.path.exists() and not self.exists and not (self.path.is_dir() and self._holds_nothing()):
             raise CheckpointError(
                 f"{self.path} exists and is not a run folder", "Give another --out, or move it out of the way."
             )
-        if resume and not self.exists:
-            raise CheckpointError(f"nothing to resume in {self.path}", "Leave out --resume to begin a run.")
+        if resume == "must" and not self.exists:
+            raise CheckpointError(f"nothing to resume in {self.path}", "Leave out --resume must to begin a run.")
         self.path.mkdir(parents=True, exist_ok=True)
         with folder_lock(self.path) as free:
             if not free:
                 raise CheckpointError(
                     f"another process is at work in {self.path}", "Wait for it to end, or give another --out."
                 )
-            self._make_ready(config, resume=resume, force=force)
+            self._make_ready(config, resume, force=force)
             yield
 
-    def _make_ready(self, config: Config, *, resume: bool, force: bool) -> None:
+    def _make_ready(self, config: Config, resume: Resume, *, force: bool) -> None:
         if self.exists and not force:
             self._require_same_settings(config)
         if self.finished and not force:
             self.resume_file.unlink(missing_ok=True)  # a kill while it finished may have left it
             return
-        if self.resume_file.exists() and not (resume or force):
+        if self.resume_file.exists() and resume == "never" and not force:
             raise CheckpointError(
                 f"{self.path} holds a run that was stopped before its end",
-                "Go on from its last completed epoch with --resume, or start anew with --force.",
+                "Leave out --resume never to go on from there, or start anew with --force.",
             )
         if not force and not self.resume_file.exists() and self._has_completed_epochs():
             raise CheckpointError(
                 f"{self.path} holds completed epochs, but {self.resume_file.name} is missing, so it cannot go on",
                 "Bring the file back, give another --out, or start anew with --force (what is there is deleted).",
             )
-        if not (resume and self.resume_file.exists()):
+        if force or not self.resume_file.exists():
             self._clear()
         for leftover in self._leftovers():
             leftover.unlink()
@@ -206,7 +210,7 @@ def finished_stage_1(path: Path) -> RunFolder:
     if not folder.finished:
         raise CheckpointError(
             f"stage 1 in {folder.path} is not finished",
-            "Finish it first: the same denetdm train-poe command with --resume.",
+            "Finish it first: the same denetdm train-poe command goes on where it was stopped.",
         )
     folder.config()  # a damaged file is found here, as the folder's fault and not as that of an option
     return folder

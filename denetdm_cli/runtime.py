@@ -10,23 +10,30 @@ import torch
 
 from denetdm_cli import __version__
 from denetdm_cli.errors import ConfigError
+from denetdm_cli.ranks import ALONE, Ranks
 
 _DEFAULT_THREADS = torch.get_num_threads()
 
 
-def resolve_device(name: str) -> torch.device:
-    """The device a name stands for; `auto` is CUDA, then MPS, then the CPU.
+def resolve_device(name: str, ranks: Ranks = ALONE) -> torch.device:
+    """The device a name stands for; `auto` is CUDA, then MPS, then the CPU, and every rank has a GPU of its own.
 
     Raises:
-        ConfigError: this machine has no such device.
+        ConfigError: this machine has no such device, or not enough of them.
     """
     present = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     if torch.backends.mps.is_available():
         present.append("mps")
+    if ranks.size > 1 and (name == "mps" or name.startswith("cuda:")):
+        raise ConfigError(
+            f"device: {name!r} is one device, and there are {ranks.size} processes",
+            "Use --device cuda, which gives each of them a GPU of its own, or --device cpu.",
+        )
     if name == "auto":
-        name = next((kind for kind in ("cuda:0", "mps") if kind in present), "cpu")
+        kinds = ("cuda:0", "mps") if ranks.size == 1 else ("cuda:0",)
+        name = next((kind for kind in kinds if kind in present), "cpu").replace("cuda:0", "cuda")
     if name == "cuda":
-        name = "cuda:0"
+        name = f"cuda:{ranks.local_rank}"
     if name not in present:
         raise ConfigError(
             f"device: {name!r} is not on this machine",
@@ -35,9 +42,13 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def use_threads(count: int) -> None:
-    """Compute with `count` CPU threads, at most as many as there are cores; 0 is as many as torch starts by itself."""
-    torch.set_num_threads(min(count, os.cpu_count() or 1) or _DEFAULT_THREADS)
+def use_threads(count: int, ranks: Ranks = ALONE) -> None:
+    """Compute with `count` CPU threads, at most as many as there are cores; 0 is as many as torch starts by itself.
+
+    The ranks on one machine divide what there is.
+    """
+    most = max(1, (os.cpu_count() or 1) // ranks.local_size)
+    torch.set_num_threads(min(count or _DEFAULT_THREADS, most))
 
 
 def derive_seed(seed: int, *names: object) -> int:

@@ -288,6 +288,14 @@ class DistillConfig(StageConfig):
         return self
 
 
+class ComputeConfig(Section):
+    """How a step is computed; weights, optimiser and evaluation are always fp32."""
+
+    precision: Literal["fp32", "bf16"]
+    compile: bool
+    sync_batchnorm: bool
+
+
 class Config(Section):
     """Everything a run depends on."""
 
@@ -297,7 +305,10 @@ class Config(Section):
     train_poe: TrainPoeConfig
     distill: DistillConfig
     selection: SelectionRule
+    compute: ComputeConfig
     seed: int = Field(ge=0, lt=2**63)
     device: str = Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="auto, cpu, cuda, cuda:N or mps")
     threads: int = Field(ge=0, le=1024)
+    checkpoint_minutes: float = Field(gt=0)
+    stop_signals: list[Literal["USR2", "ALRM", "QUIT", "XCPU"]]
     out: str

@@ -22,7 +22,10 @@ from denetdm_cli.runtime import use_threads, versions
 from denetdm_cli.schema import SELECTION_RULES, Config, SelectionRule
 from denetdm_cli.selection import overlap
 
-_MAY_DIFFER = ("seed", "device", "threads", "out", "dataset.", "data.cache", "selection", "distill.teacher")
+_MAY_DIFFER = (
+    "seed", "device", "threads", "checkpoint_minutes", "stop_signals", "out", "dataset.", "data.cache", "selection",
+    "distill.teacher",
+)  # fmt: skip
 """Settings in which checkpoints with a common mean may differ; data, rule and teacher are compared by what was used."""
 
 

@@ -6,9 +6,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import typer
-
-from denetdm_cli.errors import EXIT_INTERRUPTED, ConfigError
+from denetdm_cli import stopping
+from denetdm_cli.errors import ConfigError
 
 _GROUPS_AT_A_GLANCE = 64
 
@@ -59,7 +58,7 @@ def make_or_open(
         return ensure_datasets(wanted, source=source, frost=frost, force=force, reporter=report)
     except KeyboardInterrupt:
         report.say("stopped; nothing is half-made")
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+        raise
     finally:
         report.close()
 
@@ -85,25 +84,30 @@ def draw_sheet(dataset: Any, path: Path, name: str) -> None:
     say(f"contact sheet of {name}: {path}")
 
 
-def the_dataset(wanted: Any, source: Path | None) -> Any:
-    """Open a data set, or make it where it is missing, and say which."""
+def the_dataset(wanted: Any, source: Path | None, ranks: Any) -> Any:
+    """Open a data set, or make it where it is missing, and say which; of several ranks the first makes it."""
     from denetdm_cli.console import say
 
-    ((stored, made),) = make_or_open([wanted], source, force=False)
+    stored, made = ranks.first_does(lambda: make_or_open([wanted], source, force=False))[0]
     say(f"data set {stored.path} {'made now' if made else 'is there already'}")
     return stored
 
 
-def train(events: Any) -> Any:
-    """Follow a stage to its end; Ctrl-C ends it with the command that goes on."""
+def train(events: Any, config: Any) -> Any:
+    """Follow a stage to its end; a signal ends it with the command that goes on."""
     from denetdm_cli.console import follow
 
-    again = shlex.join(["denetdm", *(arg for arg in sys.argv[1:] if arg not in ("--resume", "--force"))])
-    try:
-        with closing(events):  # lets go of the run folder
-            return follow(events, again)
-    except KeyboardInterrupt:
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+    with stopping.listening(config.stop_signals), closing(events):  # the latter lets go of the run folder
+        return follow(events, _again(sys.argv[1:]))
+
+
+def _again(arguments: list[str]) -> str:
+    """The command that goes on where this one was stopped."""
+    kept = [argument for argument in arguments if argument != "--force" and not argument.startswith("--resume=")]
+    while "--resume" in kept:
+        at = kept.index("--resume")
+        del kept[at : at + 2]
+    return shlex.join(["denetdm", *kept])
 
 
 def require_ending(path: Path, ending: str, option: str) -> None:

@@ -1,6 +1,8 @@
 """The two stages from configuration to run folder. They yield events; the console shows them."""
 
+import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from denetdm_cli import checkpoint, separation
+from denetdm_cli import checkpoint, separation, stopping
 from denetdm_cli.data.batches import Batches
 from denetdm_cli.data.store import StoredDataset
 from denetdm_cli.errors import CheckpointError
@@ -18,7 +20,6 @@ from denetdm_cli.methods.base import Method
 from denetdm_cli.methods.distill import Distillation
 from denetdm_cli.methods.poe import ProductOfExpertsTraining
 from denetdm_cli.models.experts import ProductOfExperts, TargetModel, started_from
-from denetdm_cli.optimizer import Adam
 from denetdm_cli.preflight import (
     metrics_by_rule,
     require_full_batch,
@@ -27,11 +28,12 @@ from denetdm_cli.preflight import (
     require_same_teacher,
     require_target,
 )
-from denetdm_cli.runs import RunFolder
+from denetdm_cli.ranks import ALONE, Ranks
+from denetdm_cli.runs import Resume, RunFolder
 from denetdm_cli.runtime import derive_seed, resolve_device, use_threads, versions
 from denetdm_cli.schema import SELECTION_RULES, Config, DistillConfig, SelectionRule, TrainPoeConfig
 from denetdm_cli.selection import is_best, provenance, reported_metric
-from denetdm_cli.training import EpochEnd, Progress, fit, make_optimizer
+from denetdm_cli.training import EpochEnd, Progress, Training
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,21 @@ Event = Began | Progress | EpochDone | Finished
 
 
 @dataclass(frozen=True)
+class How:
+    """How a stage is carried out, which changes nothing of what it comes to.
+
+    Attributes:
+        resume: whether a stopped run is gone on with.
+        force: start anew, and delete the run that is there.
+        ranks: the processes that train it together.
+    """
+
+    resume: Resume = "auto"
+    force: bool = False
+    ranks: Ranks = ALONE
+
+
+@dataclass(frozen=True)
 class Stage:
     """One stage, ready to train.
 
@@ -95,11 +112,12 @@ def run_path(config: Config, dataset: StoredDataset) -> Path:
     return Path(config.out) / dataset.path.name / f"seed{config.seed}"
 
 
-def train_poe(config: Config, dataset: StoredDataset, *, resume: bool = False, force: bool = False) -> Iterator[Event]:
+def train_poe(config: Config, dataset: StoredDataset, how: How = How()) -> Iterator[Event]:
     """Stage 1, into the folder `train-poe` of the run.
 
     Raises:
         UserError: whatever keeps it from running.
+        Stopped: a signal asked for it; the state is kept.
     """
     folder = RunFolder(run_path(config, dataset) / "train-poe")
 
@@ -109,17 +127,11 @@ def train_poe(config: Config, dataset: StoredDataset, *, resume: bool = False, f
         return ProductOfExpertsTraining(model.to(device))
 
     facts = {"dataset": _describe(dataset)}
-    yield from _claim_and_run("train-poe", folder, config, config.train_poe, dataset, facts, method, resume, force)
+    yield from _claim_and_run("train-poe", folder, config, config.train_poe, dataset, facts, method, how)
 
 
 def distill(
-    config: Config,
-    dataset: StoredDataset,
-    teacher_folder: RunFolder,
-    out: Path,
-    *,
-    resume: bool = False,
-    force: bool = False,
+    config: Config, dataset: StoredDataset, teacher_folder: RunFolder, out: Path, how: How = How()
 ) -> Iterator[Event]:
     """Stage 2, into the folder `distill` of `out` (`distill-from-<rule>` where the teacher is not the last epoch's).
 
@@ -128,10 +140,10 @@ def distill(
         dataset: the one stage 1 was trained on.
         teacher_folder: the finished stage 1.
         out: the folder of the run.
-        resume: go on from the last completed epoch.
-        force: start anew.
+        how: what to do with what is there, and with whom.
     Raises:
         UserError: whatever keeps it from running.
+        Stopped: a signal asked for it; the state is kept.
     """
     require_same_stage_1(config, teacher_folder)
     rule = _teacher_rule(config)
@@ -151,7 +163,7 @@ def distill(
         return Distillation(model.to(device), experts.to(device), config.distill)
 
     facts = {"dataset": _describe(dataset), "teacher": teacher}
-    yield from _claim_and_run("distill", folder, config, config.distill, dataset, facts, method, resume, force)
+    yield from _claim_and_run("distill", folder, config, config.distill, dataset, facts, method, how)
 
 
 def _claim_and_run(
@@ -162,36 +174,35 @@ def _claim_and_run(
     dataset: StoredDataset,
     facts: dict[str, Any],
     method: Callable[[tuple[int, int, int], torch.device, bool], Method],
-    resume: bool,
-    force: bool,
+    how: How,
 ) -> Iterator[Event]:
     """What both stages do once they know what to train: claim the folder, and train unless that was done before.
 
     All that can be refused is refused before the folder is touched; `method` builds the networks from the shape of an
     image (C, H, W), the device and whether they start afresh.
     """
-    device = resolve_device(config.device)
-    use_threads(config.threads)
+    device = resolve_device(config.device, how.ranks)
+    use_threads(config.threads, how.ranks)
     section = name.replace("-", "_")
     require_full_batch(settings, section, dataset, config.model)
     layout = config.model.convolutional
     evaluation = Evaluation.of(dataset, device, config.data, channels_last=layout)
     metrics = metrics_by_rule(settings, section, dataset, evaluation)
-    fresh = force or not folder.resume_file.exists()
-    if folder.finished and not force:
-        with folder.claimed(config, resume=resume, force=force):
+    if folder.finished and not how.force:
+        with how.ranks.first_enters(folder.claimed(config, how.resume)):
             yield _finished_before(folder, facts)
         return
+    fresh = how.force or not folder.resume_file.exists()
     height, width, channels = dataset.evaluation.images.shape[1:]
     trained = method((channels, height, width), device, fresh)
-    with folder.claimed(config, resume=resume, force=force):
+    with how.ranks.first_enters(folder.claimed(config, how.resume, force=how.force)), stopping.deferred():
         train = Batches(dataset.splits["train"], device, config.data, augment=True, channels_last=layout)
         if isinstance(trained, Distillation) and not config.data.augments:
             trained.precompute(train)
         started = started_from(trained.model) if fresh else checkpoint.load(folder.resume_file)[1]["start_weights"]
         facts = {**facts, "start_weights": started}
         signs = _signs(trained.model, train, evaluation)
-        yield from _run(Stage(name, folder, trained, train, evaluation, config, settings, facts, signs, metrics))
+        yield from _run(Stage(name, folder, trained, train, evaluation, config, settings, facts, signs, metrics), how)
 
 
 def _signs(model: nn.Module, train: Batches, evaluation: Evaluation) -> Callable[[], dict[str, Any]] | None:
@@ -208,45 +219,85 @@ def _signs(model: nn.Module, train: Batches, evaluation: Evaluation) -> Callable
     return measure
 
 
-def _run(stage: Stage) -> Iterator[Event]:
-    folder, method = stage.folder, stage.method
-    optimizer = make_optimizer(method, stage.settings)
-    completed = _restore(stage, optimizer)
-    records = folder.keep_records(completed)
-    yield Began(stage.name, folder.path, completed + 1, stage.settings.epochs, len(stage.train))
-    seed = derive_seed(stage.config.seed, stage.name)
-    for event in fit(method, stage.train, stage.settings, optimizer, seed=seed, first_epoch=completed + 1):
+def _run(stage: Stage, how: How) -> Iterator[Event]:
+    ranks, folder, config = how.ranks, stage.folder, stage.config
+    seed = derive_seed(config.seed, stage.name)
+    training = Training(stage.method, stage.train, stage.settings, seed=seed, compute=config.compute, ranks=ranks)
+    _go_on(stage, training)
+    records = ranks.first_does(lambda: folder.keep_records(training.completed))
+    yield Began(stage.name, folder.path, training.completed + 1, stage.settings.epochs, len(stage.train))
+    written = time.monotonic()
+    for event in training.run():
         if isinstance(event, Progress):
             yield event
-            continue
-        measured = stage.evaluation.measure(method, event.epoch)
-        record = _record(event, measured) | ({"separation": stage.signs()} if stage.signs else {})
-        records.append(record)
-        # The order matters to a run that is killed in between: what is written before the resume state is made again,
-        # equal to the last bit, when the epoch is run again.
-        folder.add_record(record)
-        for rule in SELECTION_RULES:
-            if is_best(records, rule, stage.metrics[rule]):
-                tensors = method.model.state_dict()
-                checkpoint.save(folder.checkpoint(rule), tensors, _metadata(stage, rule, record, measured))
-        state = checkpoint.training_state(method.model, optimizer)
-        origin = {**_origin(stage.facts), "start_weights": stage.facts["start_weights"]}
-        checkpoint.save(folder.resume_file, state, {"epoch": event.epoch, **origin})
-        yield EpochDone(record)
+            if ranks.most(time.monotonic() - written) > 60 * config.checkpoint_minutes:
+                _keep_state(stage, training, ranks)
+                written = time.monotonic()
+        else:
+            measured, record = _measured(stage, training, event, ranks)
+            records.append(record)
+            if ranks.first:
+                _write_epoch(stage, records, measured)
+            training.next_epoch()
+            _keep_state(stage, training, ranks)
+            written = time.monotonic()
+            yield EpochDone(record)
+        if signal := int(ranks.most(stopping.waiting())):
+            if isinstance(event, Progress):
+                _keep_state(stage, training, ranks)
+            raise stopping.Stopped(signal)
+    yield Finished(folder.path, ranks.first_does(lambda: _finish(stage, records)), already=False)
+
+
+def _measured(
+    stage: Stage, training: Training, end: EpochEnd, ranks: Ranks
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """What an epoch has come to, and its line in metrics.jsonl.
+
+    A signal need not wait for the end of it, unless other ranks would.
+    """
+    try:
+        with stopping.at_once() if ranks.size == 1 else nullcontext():
+            measured = stage.evaluation.measure(stage.method, end.epoch, ranks)
+            return measured, _record(end, measured) | ({"separation": stage.signs()} if stage.signs else {})
+    except stopping.Stopped:
+        _keep_state(stage, training, ranks)
+        raise
+
+
+def _write_epoch(stage: Stage, records: list[dict[str, Any]], measured: dict[str, dict[str, Any]]) -> None:
+    """Add the newest of the records to metrics.jsonl, and keep the model for each rule that prefers it.
+
+    A run that is killed in between makes what is written here again, equal to the last bit, from the state before.
+    """
+    stage.folder.add_record(records[-1])
+    for rule in SELECTION_RULES:
+        if is_best(records, rule, stage.metrics[rule]):
+            tensors = stage.method.model.state_dict()
+            checkpoint.save(stage.folder.checkpoint(rule), tensors, _metadata(stage, rule, records[-1], measured))
+
+
+def _keep_state(stage: Stage, training: Training, ranks: Ranks) -> None:
+    """Write what a resumed run needs to go on from here; all ranks together."""
+    tensors, facts = training.state()
+    origin = {**_origin(stage.facts), "start_weights": stage.facts["start_weights"]}
+    if ranks.first:
+        checkpoint.save(stage.folder.resume_file, tensors, {**facts, **origin})
+
+
+def _finish(stage: Stage, records: list[dict[str, Any]]) -> dict[str, Any]:
     results = _results(stage, records)
-    folder.finish(results)
-    yield Finished(folder.path, results, already=False)
+    stage.folder.finish(results)
+    return results
 
 
-def _restore(stage: Stage, optimizer: Adam) -> int:
-    """Load the state of a stopped run, if there is one, and return its completed epochs."""
+def _go_on(stage: Stage, training: Training) -> None:
+    """Take up the state of a stopped run, if there is one."""
     path = stage.folder.resume_file
-    if not path.exists():
-        return 0
-    tensors, metadata = checkpoint.load(path)
-    _require_same_origin(path, metadata, _origin(stage.facts))
-    checkpoint.restore_training_state(tensors, stage.method.model, optimizer, path)
-    return int(metadata["epoch"])
+    if path.exists():
+        tensors, metadata = checkpoint.load(path)
+        _require_same_origin(path, metadata, _origin(stage.facts))
+        training.go_on_from(tensors, metadata, path)
 
 
 def _finished_before(folder: RunFolder, facts: dict[str, Any]) -> Finished:

@@ -1,17 +1,22 @@
 """The only training loop. It yields events and prints nothing."""
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from denetdm_cli.data.batches import Batches
-from denetdm_cli.errors import NumericError
+from denetdm_cli import checkpoint
+from denetdm_cli.data.batches import Batch, Batches
+from denetdm_cli.errors import CheckpointError, NumericError
 from denetdm_cli.methods.base import Method
 from denetdm_cli.optimizer import Adam
+from denetdm_cli.ranks import ALONE, Ranks
 from denetdm_cli.runtime import derive_seed, generator
-from denetdm_cli.schema import StageConfig
+from denetdm_cli.schema import ComputeConfig, StageConfig
 
 _SECONDS_BETWEEN_EVENTS = 0.2
 
@@ -48,82 +53,250 @@ class EpochEnd:
     seconds: float
 
 
-def make_optimizer(method: Method, stage: StageConfig) -> Adam:
-    """Adam over everything that is not frozen (as in DeNetDM's code)."""
-    trainable = (parameter for parameter in method.model.parameters() if parameter.requires_grad)
-    return Adam(trainable, stage.learning_rate, stage.weight_decay)
+@dataclass
+class _History:
+    """The steps of an epoch that are behind.
 
-
-def fit(
-    method: Method,
-    batches: Batches,
-    stage: StageConfig,
-    optimizer: Adam,
-    *,
-    seed: int,
-    first_epoch: int = 1,
-) -> Iterator[Progress | EpochEnd]:
-    """Train from `first_epoch` to the last, one event at a time.
-
-    The order of epoch e depends on `seed` and e alone, so a resumed run sees what an uninterrupted one sees.
-
-    Raises:
-        NumericError: a loss is not finite; says epoch and step.
+    Attributes:
+        terms: names of the losses.
+        losses: of every step, on the device: reading a loss at every step would wait for it. One after the other by
+            term, each the mean over a batch.
+        sizes: images of every step.
+        seconds: of training, up to where the run was taken up again.
     """
-    # Dropout and stochastic depth can only draw from torch's own streams; the caller's are put back at the end.
-    with torch.random.fork_rng(devices=[batches.device] if batches.device.type == "cuda" else []):
-        for epoch in range(first_epoch, stage.epochs + 1):
-            torch.manual_seed(derive_seed(seed, "noise", epoch))
-            method.model.train()
-            yield from _epoch(method, batches, stage, optimizer, generator(seed, "order", epoch), epoch)
+
+    terms: list[str] = field(default_factory=list)
+    losses: list[Tensor] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    seconds: float = 0.0
 
 
-def _epoch(
-    method: Method,
-    batches: Batches,
-    stage: StageConfig,
-    optimizer: Adam,
-    order: torch.Generator,
-    epoch: int,
-) -> Iterator[Progress | EpochEnd]:
-    began = told = time.perf_counter()
-    images = 0
-    names: list[str] = []
-    sizes: list[int] = []
-    history: list[torch.Tensor] = []  # of every step, on the device: reading a loss at every step would wait for it
-    checked = 0
-    for batch in batches.shuffled(stage.batch_size, order, drop_last=stage.drop_last):
-        terms = method.losses(batch)
-        optimizer.zero_grad()
+class Training:
+    """One stage in training: networks, optimiser, and how far they have come.
+
+    All that is not frozen is trained (as in DeNetDM's code).
+
+    Args:
+        method: what is trained.
+        batches: the training images.
+        stage: epochs, images a batch, learning rate and weight decay.
+        seed: decides, with the number of an epoch, the order of its images and every other random number.
+        compute: precision and compilation; None is fp32 and neither.
+        ranks: the processes that train together; each computes its share of every batch.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        batches: Batches,
+        stage: StageConfig,
+        *,
+        seed: int,
+        compute: ComputeConfig | None = None,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self._method = method
+        self._batches = batches
+        self._stage = stage
+        self._seed = seed
+        self._ranks = ranks
+        self._losses = _prepared(method, compute, ranks)
+        self._low_precision = compute is not None and compute.precision == "bf16"
+        trainable = (parameter for parameter in method.model.parameters() if parameter.requires_grad)
+        self._optimizer = Adam(trainable, stage.learning_rate, stage.weight_decay)
+        self._epoch = 1
+        self._history = _History()
+        self._noise: dict[str, Tensor] = {}
+        self._began = time.perf_counter()
+
+    @property
+    def completed(self) -> int:
+        """Epochs that are behind."""
+        return self._epoch - 1
+
+    @property
+    def steps(self) -> int:
+        """Steps of the epoch after those that are behind."""
+        return len(self._history.sizes)
+
+    def run(self) -> Iterator[Progress | EpochEnd]:
+        """Train to the last epoch, one event at a time.
+
+        Raises:
+            NumericError: a loss is not finite; says epoch and step.
+        """
+        device = self._batches.device
+        # Dropout and stochastic depth can only draw from torch's own streams; the caller's are put back at the end.
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            while self._epoch <= self._stage.epochs:
+                epoch = self._epoch
+                self._seed_noise()
+                self._method.model.train()
+                self._began = time.perf_counter()
+                yield from self._epoch_steps()
+                yield self._epoch_end()
+                if self._epoch == epoch:
+                    self.next_epoch()
+
+    def next_epoch(self) -> None:
+        """Let the epoch that has ended be behind; until then its last step is the newest that `state` knows of."""
+        self._epoch, self._history, self._noise = self._epoch + 1, _History(), {}
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that a run needs to go on after any step as if it had never stopped: tensors, and facts beside them.
+
+        Of random streams only torch's own, within an epoch: order and augmentation follow from seed and epoch.
+        All ranks must call it together.
+        """
+        history = self._history
+        tensors = checkpoint.training_state(self._method.model, self._optimizer)
+        if history.sizes:
+            tensors |= {f"noise.{name}": stream for name, stream in _noise(self._batches.device).items()}
+            tensors["losses"] = self._ranks.mean(torch.stack(history.losses))
+        facts = {"terms": history.terms, "sizes": history.sizes, "seconds": self._seconds()}
+        return tensors, {"epoch": self.completed, **facts}
+
+    def go_on_from(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], path: Path) -> None:
+        """The inverse of `state`, read from `path`.
+
+        Raises:
+            CheckpointError: the file is of another model or damaged.
+        """
+        networks = {name: tensor for name, tensor in tensors.items() if name.startswith(("model.", "optimizer."))}
+        checkpoint.restore_training_state(networks, self._method.model, self._optimizer, path)
+        self._noise = {
+            name.removeprefix("noise."): tensor for name, tensor in tensors.items() if name.startswith("noise.")
+        }
+        try:
+            self._epoch = int(facts["epoch"]) + 1
+            losses = tensors["losses"].to(self._batches.device).unbind() if facts["sizes"] else ()
+            self._history = _History(list(facts["terms"]), list(losses), list(facts["sizes"]), float(facts["seconds"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path} is damaged: {error}", "Start anew with --force.") from None
+
+    def _seed_noise(self) -> None:
+        """Give torch's own random streams the epoch's seed, or what they had come to in an epoch that was stopped."""
+        seed, ranks = (self._seed, "noise", self._epoch), self._ranks
+        if ranks.size == 1:
+            torch.manual_seed(derive_seed(*seed))
+            _set_noise(self._batches.device, self._noise)
+        else:  # every rank its own; and there may be another number of ranks than there was
+            torch.manual_seed(derive_seed(*seed, ranks.rank, self.steps))
+
+    def _epoch_steps(self) -> Iterator[Progress]:
+        stage, history, ranks = self._stage, self._history, self._ranks
+        order = generator(self._seed, "order", self._epoch)
+        batches = self._batches.shuffled(
+            stage.batch_size, order, drop_last=stage.drop_last, skip=self.steps, share=(ranks.rank, ranks.size)
+        )
+        clock, checked = _Clock(ranks), self.steps
+        for batch in batches:
+            self._step(batch)
+            if clock.due():
+                newest = self._finite(checked)
+                checked = self.steps
+                yield Progress(self._epoch, sum(history.sizes), float(newest[-1].sum()))
+                clock.restart()
+
+    def _step(self, batch: Batch) -> None:
+        with torch.autocast(self._batches.device.type, torch.bfloat16, enabled=self._low_precision):
+            terms = self._losses(batch)
+        size = min(self._stage.batch_size, len(self._batches) - self.steps * self._stage.batch_size)
+        if self._ranks.size > 1:  # the mean over all images is the mean of the ranks' means, each with this weight
+            terms = {name: term * self._ranks.weight(size) for name, term in terms.items()}
+        self._optimizer.zero_grad()
         torch.autograd.backward(list(terms.values()))  # the gradient of their sum
-        optimizer.step()
+        self._optimizer.step()
+        history = self._history
+        history.terms = list(terms)
+        history.sizes.append(size)
+        history.losses.extend(term.detach() for term in terms.values())
 
-        names = list(terms)
-        sizes.append(len(batch.y))
-        history.extend(term.detach() for term in terms.values())
-        images += len(batch.y)
-        if time.perf_counter() - told > _SECONDS_BETWEEN_EVENTS:
-            newest = _finite(history[checked:], names, epoch, checked)
-            checked = len(history)
-            yield Progress(epoch, images, float(newest[-1].sum()))
-            told = time.perf_counter()
-    losses = _finite(history, names, epoch, 0)
-    means = (losses.T @ torch.tensor(sizes, dtype=torch.float64) / images).tolist()
-    by_name = {**dict(zip(names, means, strict=True)), "total": sum(means)}
-    yield EpochEnd(epoch, by_name, images, time.perf_counter() - began)
+    def _epoch_end(self) -> EpochEnd:
+        history = self._history
+        losses, images = self._finite(0), sum(history.sizes)
+        means = (losses.T @ torch.tensor(history.sizes, dtype=torch.float64) / images).tolist()
+        by_name = {**dict(zip(history.terms, means, strict=True)), "total": sum(means)}
+        history.seconds, self._began = self._seconds(), time.perf_counter()
+        return EpochEnd(self._epoch, by_name, images, history.seconds)
+
+    def _seconds(self) -> float:
+        return self._history.seconds + time.perf_counter() - self._began
+
+    def _finite(self, first: int) -> Tensor:
+        """The losses from step `first` (from 0) on, as a (steps, terms) float64 table on the CPU.
+
+        Raises:
+            NumericError: one is not finite.
+        """
+        history = self._history
+        newest = self._ranks.mean(torch.stack(history.losses[first * len(history.terms) :]))
+        losses = newest.to("cpu", torch.float64).view(-1, len(history.terms))
+        if bool(losses.isfinite().all()):
+            return losses
+        step, term = torch.nonzero(~losses.isfinite())[0].tolist()
+        raise NumericError(
+            f"the loss {history.terms[term]!r} became {float(losses[step, term])} in epoch {self._epoch}, "
+            f"step {first + step + 1}"
+        )
 
 
-def _finite(history: list[torch.Tensor], names: list[str], epoch: int, skipped: int) -> torch.Tensor:
-    """The losses as a (steps, terms) float64 table on the CPU.
+class _Clock:
+    """Says when it is time for an event, at the same step on every rank."""
 
-    Raises:
-        NumericError: one is not finite; `skipped` losses came before the first.
-    """
-    losses = torch.stack(history).to("cpu", torch.float64).view(-1, len(names))
-    if bool(losses.isfinite().all()):
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._interval = 1
+        self.restart()
+
+    def restart(self) -> None:
+        self._steps = 0
+        self._told = time.perf_counter()
+
+    def due(self) -> bool:
+        """Whether it is after one more step."""
+        self._steps += 1
+        if self._steps < self._interval:
+            return False
+        seconds = self._ranks.most(time.perf_counter() - self._told)
+        if self._ranks.size > 1:  # asking all ranks costs time, so not at every step
+            self._interval = max(1, min(1000, int(self._steps * _SECONDS_BETWEEN_EVENTS / max(seconds, 1e-6))))
+        return seconds > _SECONDS_BETWEEN_EVENTS
+
+
+class _Module(nn.Module):
+    """The losses of a method as a module, which DistributedDataParallel can wrap."""
+
+    def __init__(self, method: Method, losses: Callable[[Batch], dict[str, Tensor]]) -> None:
+        super().__init__()
+        self.model = method.model
+        self._losses = losses
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        return self._losses(batch)
+
+
+def _prepared(method: Method, compute: ComputeConfig | None, ranks: Ranks) -> Callable[[Batch], dict[str, Tensor]]:
+    """The losses of a method, compiled and in step with other ranks where that is asked for."""
+    losses: Callable[[Batch], dict[str, Tensor]] = method.losses
+    if compute is not None and compute.compile:
+        losses = torch.compile(losses)
+    if ranks.size == 1:
         return losses
-    step, term = torch.nonzero(~losses.isfinite())[0].tolist()
-    raise NumericError(
-        f"the loss {names[term]!r} became {float(losses[step, term])} in epoch {epoch}, "
-        f"step {skipped // len(names) + step + 1}"
-    )
+    if compute is not None and compute.sync_batchnorm:
+        nn.SyncBatchNorm.convert_sync_batchnorm(method.model)  # type: ignore[no-untyped-call] # torch has no types there
+    return nn.parallel.DistributedDataParallel(_Module(method, losses))
+
+
+def _noise(device: torch.device) -> dict[str, Tensor]:
+    """Where torch's own random streams stand."""
+    streams = {"cpu": torch.get_rng_state()}
+    return streams | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def _set_noise(device: torch.device, streams: Mapping[str, Tensor]) -> None:
+    """Set those that are given."""
+    if "cpu" in streams:
+        torch.set_rng_state(streams["cpu"])
+    if "cuda" in streams and device.type == "cuda":
+        torch.cuda.set_rng_state(streams["cuda"], device)

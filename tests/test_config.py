@@ -359,7 +359,7 @@ class TestRefusals:
         assert problem.startswith("distill.zzz: unknown key (value 1); distill has epochs, batch_size, ")
         assert problem.endswith(", w_poe, w_dist, tau")
         (problem,) = refused("zzz=1")
-        assert "; the top has dataset, data, model, train_poe, distill, selection, seed, device, " in problem
+        assert "; the top has dataset, data, model, train_poe, distill, selection, compute, seed, device, " in problem
 
     def test_a_long_value_is_cut(self) -> None:
         (problem,) = refused(f"distill.tau={'x' * 1000}")

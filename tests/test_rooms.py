@@ -8,7 +8,7 @@ import denetdm_cli
 PACKAGE = Path(denetdm_cli.__file__).parent
 
 ROOMS = [
-    "errors", "files", "schema", "config", "runtime",
+    "errors", "stopping", "files", "schema", "config", "ranks", "runtime",
     "data.store", "data.writing", "data.progress", "data.fetch", "data.mnist", "data.cifar", "data.frost",
     "data.recipes", "data.coloredmnist", "data.weather", "data.corruptions", "data.corruptedcifar10",
     "data.archives", "data.importing", "data.table_layouts", "data.layouts", "data.folders", "data.catalog",
@@ -18,7 +18,7 @@ ROOMS = [
     "methods.base", "methods.poe", "methods.distill",
     "evaluation", "selection", "separation", "optimizer", "checkpoint", "training", "runs", "preflight", "stages",
     "scoring", "conversion", "transfer", "published", "pretrained", "shipped", "model_card", "exporting", "predicting",
-    "console", "tables", "shell", "cli_models", "cli", "__main__",
+    "console", "tables", "shell", "cli_options", "cli_models", "cli_training", "cli", "__main__",
 ]  # fmt: skip
 """From the bottom to the top; a room may import only from rooms before it."""
 

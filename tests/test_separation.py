@@ -18,7 +18,7 @@ from denetdm_cli.evaluation import Groups, predict
 from denetdm_cli.methods.poe import ProductOfExpertsTraining
 from denetdm_cli.models.experts import ProductOfExperts
 from denetdm_cli.separation import Signs, sample, signs, warnings
-from denetdm_cli.training import fit, make_optimizer
+from denetdm_cli.training import Training
 
 GROUPS = Groups(10, 10, tuple(range(10)))
 
@@ -35,7 +35,7 @@ class Trained:
         )
         self.model = ProductOfExperts(config.model, self.train.shape, 10, seed=0)
         method = ProductOfExpertsTraining(self.model)
-        list(fit(method, self.train, config.train_poe, make_optimizer(method, config.train_poe), seed=0))
+        list(Training(method, self.train, config.train_poe, seed=0).run())
         metrics = predict(self.model, method.predict, self.evaluation).metrics(GROUPS)
         self.accuracy = {name: (found["conflicting"], found["aligned"]) for name, found in metrics.items()}
 

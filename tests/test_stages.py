@@ -20,8 +20,8 @@ from denetdm_cli.methods.distill import Distillation
 from denetdm_cli.models.experts import ProductOfExperts, TargetModel
 from denetdm_cli.runs import RunFolder, finished_stage_1
 from denetdm_cli.schema import Config
-from denetdm_cli.stages import EpochDone, Event, Finished
-from denetdm_cli.training import fit, make_optimizer
+from denetdm_cli.stages import EpochDone, Event, Finished, How
+from denetdm_cli.training import Training
 
 
 def changed(config: Config, **changes: Any) -> Config:
@@ -52,13 +52,13 @@ def stop_after(events: Iterator[Event], epochs: int) -> None:
             return
 
 
-def stage_1(config: Config, dataset: StoredDataset, **options: bool) -> Finished:
-    return end(stages.train_poe(config, dataset, **options))
+def stage_1(config: Config, dataset: StoredDataset, **how: Any) -> Finished:
+    return end(stages.train_poe(config, dataset, How(**how)))
 
 
-def stage_2(config: Config, dataset: StoredDataset, **options: bool) -> Finished:
+def stage_2(config: Config, dataset: StoredDataset, **how: Any) -> Finished:
     run = stages.run_path(config, dataset)
-    return end(stages.distill(config, dataset, finished_stage_1(run), run, **options))
+    return end(stages.distill(config, dataset, finished_stage_1(run), run, How(**how)))
 
 
 def records_of(folder: Path) -> list[dict[str, Any]]:
@@ -169,11 +169,11 @@ def test_resume_is_bit_identical(tiny_config: Config, tiny_dataset: StoredDatase
 
     stop_after(stages.train_poe(config, tiny_dataset), after)
     torch.manual_seed(1234)  # a resumed run owes nothing to the global stream
-    stage_1(config, tiny_dataset, resume=True)
+    stage_1(config, tiny_dataset)
     assert contents(run / "train-poe") == whole["train-poe"]
     stop_after(stages.distill(config, tiny_dataset, finished_stage_1(run), run), after)
     torch.manual_seed(4321)
-    stage_2(config, tiny_dataset, resume=True)
+    stage_2(config, tiny_dataset)
     assert contents(run / "distill") == whole["distill"]
 
 
@@ -208,7 +208,7 @@ def test_resume_after_a_kill_between_two_files(
         patch.setattr(checkpoint, "save", saving)
         with pytest.raises(Kill):
             stage_1(config, tiny_dataset)
-    stage_1(config, tiny_dataset, resume=True)
+    stage_1(config, tiny_dataset)
     assert contents(run / "train-poe") == whole
 
 
@@ -247,13 +247,13 @@ def test_a_stopped_run_is_neither_resumed_nor_lost_unasked(tiny_config: Config, 
     folder = stages.run_path(tiny_config, tiny_dataset) / "train-poe"
     before = contents(folder)
     with pytest.raises(CheckpointError, match="stopped before its end"):
-        stage_1(tiny_config, tiny_dataset)
+        stage_1(tiny_config, tiny_dataset, resume="never")
     assert contents(folder) == before
 
 
 def test_nothing_to_resume_is_an_error(tiny_config: Config, tiny_dataset: StoredDataset) -> None:
     with pytest.raises(CheckpointError, match="nothing to resume"):
-        stage_1(tiny_config, tiny_dataset, resume=True)
+        stage_1(tiny_config, tiny_dataset, resume="must")
     assert not stages.run_path(tiny_config, tiny_dataset).exists()
 
 
@@ -297,7 +297,7 @@ def test_resume_refuses_another_teacher(tiny_config: Config, tiny_dataset: Store
     tensors, metadata = checkpoint.load(teacher)
     checkpoint.save(teacher, {**tensors, "head.bias": tensors["head.bias"] + 1}, metadata)
     with pytest.raises(CheckpointError, match="another teacher"):
-        stage_2(tiny_config, tiny_dataset, resume=True)
+        stage_2(tiny_config, tiny_dataset)
 
 
 @pytest.mark.parametrize(("selection", "teacher", "folder", "rule"), [
@@ -343,7 +343,7 @@ def test_frozen_parts_do_not_move(tiny_config: Config, tiny_dataset: StoredDatas
     before = {name: value.clone() for name, value in frozen.items()}
     target = {name: value.clone() for name, value in model.target.state_dict().items()}
     head = model.head.weight.clone()
-    list(fit(method, batches, tiny_config.distill, make_optimizer(method, tiny_config.distill), seed=0))
+    list(Training(method, batches, tiny_config.distill, seed=0).run())
     assert "teacher.shallow.1.running_mean" in frozen
     assert [name for name, value in frozen.items() if not torch.equal(value, before[name])] == []
     assert all(p.grad is None for p in [*teacher.parameters(), *model.deep.parameters()])

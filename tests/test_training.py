@@ -7,7 +7,7 @@ from denetdm_cli.data.batches import Batch, Batches
 from denetdm_cli.data.store import Split
 from denetdm_cli.errors import NumericError
 from denetdm_cli.schema import TrainPoeConfig
-from denetdm_cli.training import EpochEnd, Progress, fit, make_optimizer
+from denetdm_cli.training import EpochEnd, Progress, Training
 
 IMAGES = 50
 
@@ -50,8 +50,10 @@ def _settings(**changes: object) -> TrainPoeConfig:
 
 
 def _run(method: Recorder, settings: TrainPoeConfig, *, seed: int = 0, first_epoch: int = 1) -> list[EpochEnd]:
-    events = fit(method, _batches(), settings, make_optimizer(method, settings), seed=seed, first_epoch=first_epoch)
-    return [event for event in events if isinstance(event, EpochEnd)]
+    training = Training(method, _batches(), settings, seed=seed)
+    while training.completed < first_epoch - 1:
+        training.next_epoch()
+    return [event for event in training.run() if isinstance(event, EpochEnd)]
 
 
 @pytest.mark.parametrize(("drop_last", "steps", "images"), [(True, 6, 48), (False, 7, 50)])
@@ -111,7 +113,7 @@ def test_progress_within_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("denetdm_cli.training._SECONDS_BETWEEN_EVENTS", 0.0)
     method = Recorder()
     settings = _settings(epochs=1)
-    events = list(fit(method, _batches(), settings, make_optimizer(method, settings), seed=0))
+    events = list(Training(method, _batches(), settings, seed=0).run())
     assert [event.images for event in events if isinstance(event, Progress)] == [8, 16, 24, 32, 40, 48]
     assert isinstance(events[-1], EpochEnd)
 
@@ -159,13 +161,14 @@ def test_dropout_depends_on_the_seed_alone_and_leaves_the_callers_stream_where_i
             epochs=epochs[-1], batch_size=10, learning_rate=0.01, weight_decay=0.0, drop_last=False,
             selection_metric="shallow.accuracy",
         )  # fmt: skip
-        optimizer = make_optimizer(method, settings)
-        batches = Batches(split, torch.device("cpu"))
+        training = Training(method, Batches(split, torch.device("cpu")), settings, seed=5)
         for epoch in epochs:
             torch.manual_seed(noise + epoch)
             before = torch.get_rng_state()
-            part = settings.model_copy(update={"epochs": epoch})
-            list(fit(method, batches, part, optimizer, seed=5, first_epoch=epoch))
+            events = training.run()
+            next(event for event in events if isinstance(event, EpochEnd))
+            training.next_epoch()
+            events.close()
             assert torch.equal(torch.get_rng_state(), before)
         return method.model[2].weight.detach().clone()
 
@@ -175,5 +178,5 @@ def test_dropout_depends_on_the_seed_alone_and_leaves_the_callers_stream_where_i
         epochs=2, batch_size=10, learning_rate=0.01, weight_decay=0.0, drop_last=False,
         selection_metric="shallow.accuracy",
     )  # fmt: skip
-    list(fit(method, Batches(split, torch.device("cpu")), settings, make_optimizer(method, settings), seed=5))
+    list(Training(method, Batches(split, torch.device("cpu")), settings, seed=5).run())
     assert torch.equal(method.model[2].weight, trained(1, 1, 2)), "stopped in between or not"

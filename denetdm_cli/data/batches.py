@@ -100,17 +100,35 @@ class Batches:
         with closing(self._blocks([index.cpu()], [index])) as blocks:
             return self._batch(next(blocks), index)
 
-    def in_order(self, size: int | None = None) -> Iterator[Batch]:
-        """Every image once, in the order of the split and as it is, `size` or else `at_once` at a time."""
-        return self._walk(torch.arange(len(self)), size or self.at_once, None)
+    def in_order(self, size: int | None = None, *, share: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
+        """Every image once, in the order of the split and as it is, `size` or else `at_once` at a time.
 
-    def shuffled(self, size: int, generator: torch.Generator, *, drop_last: bool) -> Iterator[Batch]:
+        Args:
+            size: images a batch.
+            share: (k, n): only batch k and each n-th after it.
+        """
+        size = size or self.at_once
+        parts = [slice(start, start + size) for start in range(0, len(self), size)]
+        first, every = share
+        return self._walk(torch.arange(len(self)), parts[first::every], None)
+
+    def shuffled(
+        self,
+        size: int,
+        generator: torch.Generator,
+        *,
+        drop_last: bool,
+        skip: int = 0,
+        share: tuple[int, int] = (0, 1),
+    ) -> Iterator[Batch]:
         """Every image once, `size` at a time, in an order and augmented in a way that `generator` alone decides.
 
         Args:
             size: images a batch.
             generator: on the CPU.
             drop_last: leave out an incomplete last batch.
+            skip: batches at the start to leave out.
+            share: (k, n): of every batch only image k and each n-th after it, or the first where it has no k-th.
         """
         order = torch.randperm(len(self), generator=generator)
         crops = None
@@ -121,12 +139,12 @@ class Batches:
             crops = draw_crops(self._augmentation, len(self), self._height, self._width, own).to(self.device)
         if drop_last:
             order = order[: len(order) // size * size]
-        return self._walk(order, size, crops)
+        parts = [slice(start, min(start + size, len(order))) for start in range(0, len(order), size)]
+        return self._walk(order, [_share(part, *share) for part in parts[skip:]], crops)
 
-    def _walk(self, order: Tensor, size: int, crops: Crops | None) -> Iterator[Batch]:
-        """The images at `order` (M,) int64 on the CPU, the k-th of them cropped as the k-th of the crops says."""
+    def _walk(self, order: Tensor, parts: list[slice], crops: Crops | None) -> Iterator[Batch]:
+        """Parts of the images at `order` (M,) int64 on the CPU, the k-th of them cropped as the k-th of the crops."""
         there = order.to(self.device)
-        parts = [slice(start, start + size) for start in range(0, len(order), size)]
         rows, indices = [order[part] for part in parts], [there[part] for part in parts]
         with closing(self._blocks(rows, indices)) as blocks:
             for part, index, block in zip(parts, indices, blocks, strict=True):
@@ -169,6 +187,12 @@ class Batches:
         # A pinned block is not written to again before its copy is done: torch's allocator sees to that.
         moved = block.to(self.device, non_blocking=self.device.type == "cuda")
         return moved.permute(0, 3, 1, 2).contiguous()
+
+
+def _share(part: slice, first: int, every: int) -> slice:
+    """Of a part of the images the one in place `first` and each `every`-th after it; never none."""
+    mine = slice(part.start + first, part.stop, every)
+    return mine if mine.start < mine.stop else slice(part.start, part.start + 1)
 
 
 def _channels_first(images: NDArray[np.uint8], device: torch.device) -> Tensor:

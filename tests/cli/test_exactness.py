@@ -108,7 +108,7 @@ def test_resume_of_stage_1(
 ) -> None:
     words = ("--set", f"data.cache={cache}")
     stopped_after(epoch, monkeypatch, lambda: stage_1(root, *words))
-    assert f"epochs {epoch + 1} to {EPOCHS}" in stage_1(root, *words, "--resume").err
+    assert f"epochs {epoch + 1} to {EPOCHS}" in stage_1(root, *words, "--resume", "must").err
     run = home_of(tmp_path / "runs")
     assert without_places(run / "train-poe") == without_places(straight / "train-poe"), "bit for bit"
     assert figures(run / "train-poe") == figures(straight / "train-poe")
@@ -118,7 +118,7 @@ def test_resume_of_stage_2(straight: Path, tmp_path: Path, monkeypatch: pytest.M
     epoch = 2
     words = ("--out", tmp_path / "runs")
     stopped_after(epoch, monkeypatch, lambda: stage_2(straight, *words))
-    outcome = stage_2(straight, *words, "--resume")
+    outcome = stage_2(straight, *words, "--resume", "must")
     assert f"epochs {epoch + 1} to {EPOCHS}" in outcome.err, outcome
     stage = home_of(tmp_path / "runs") / "distill"
     assert models(stage) == models(straight / "distill"), "bit for bit"

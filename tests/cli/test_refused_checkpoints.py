@@ -133,6 +133,6 @@ class TestCheckpoints:
         if damage == "cut":
             state.write_bytes(state.read_bytes()[:1000])
         before = contents(run)
-        refused(4, train("--resume"), state)
+        refused(4, train("--resume", "must"), state)
         after = contents(run)
         assert [name for name in before | after if before.get(name) != after.get(name)] == ["train-poe/config.yaml"]

@@ -11,7 +11,7 @@ from denetdm_cli import config
 
 
 class TestRunFolder:
-    @pytest.mark.parametrize("again", [[], ["--resume"]])
+    @pytest.mark.parametrize("again", [[], ["--resume", "must"]])
     @pytest.mark.parametrize("stage", ["train-poe", "distill"])
     def test_a_finished_run_says_so(
         self, run: Path, train: Callable[..., Outcome], stage: str, again: list[str]
@@ -27,7 +27,7 @@ class TestRunFolder:
 
     def test_other_settings_are_refused(self, run: Path, train: Callable[..., Outcome]) -> None:
         before = contents(run)
-        for resume in ([], ["--resume"]):
+        for resume in ([], ["--resume", "must"]):
             outcome = train("--epochs", 9, "--set", "train_poe.weight_decay=0", *resume)
             refused(
                 4,
@@ -63,12 +63,14 @@ class TestRunFolder:
 
     def test_resume_and_force_exclude_each_other(self, run: Path, train: Callable[..., Outcome]) -> None:
         before = contents(run)
-        refused(2, train("--resume", "--force", "--epochs", 9), "--resume", "--force")
+        refused(2, train("--resume", "must", "--force", "--epochs", 9), "--resume", "--force")
         assert contents(run) == before
 
     def test_there_is_nothing_to_resume(self, tmp_path: Path, train: Callable[..., Outcome], run: Path) -> None:
-        refused(4, train("--resume", "--out", "other"), f"nothing to resume in {tmp_path / 'other'}", "--resume")
-        refused(4, call("distill", run, "--resume", "--select", "paper"), "nothing to resume in")
+        refused(
+            4, train("--resume", "must", "--out", "other"), f"nothing to resume in {tmp_path / 'other'}", "--resume"
+        )
+        refused(4, call("distill", run, "--resume", "must", "--select", "paper"), "nothing to resume in")
         assert not (tmp_path / "other").exists()
 
     def test_a_folder_of_something_else_is_left_alone(self, tmp_path: Path, train: Callable[..., Outcome]) -> None:
@@ -128,7 +130,7 @@ class TestDistillNeedsStage1:
     def test_not_finished(self, run: Path) -> None:
         (run / "train-poe" / "results.json").unlink()
         shutil.rmtree(run / "distill")
-        refused(4, call("distill", run), f"{run / 'train-poe'} is not finished", "--resume")
+        refused(4, call("distill", run), f"{run / 'train-poe'} is not finished", "goes on")
         assert not (run / "distill").exists()
 
     @pytest.mark.parametrize("keep", [0, 100, -1, None])

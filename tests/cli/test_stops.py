@@ -31,7 +31,7 @@ class TestStops:
         folder = tmp_path / "runs" / NAME / "seed0" / "train-poe"
         yield folder
         assert no_leftovers(tmp_path)
-        outcome = train("--resume")
+        outcome = train("--resume", "must")
         assert outcome.code == 0, outcome
         assert models(folder) == models(finished_run / "train-poe")
         assert len((folder / "metrics.jsonl").read_text().splitlines()) == EPOCHS
@@ -55,12 +55,12 @@ class TestStops:
         folder = run / "train-poe"
         (folder / "results.json").unlink()
         before = contents(folder)
-        for words in ([], ["--resume"]):
+        for words in ([], ["--resume", "must"]):
             refused(4, train(*words), "resume.safetensors is missing", "--force")
             assert contents(folder) == before
         (folder / "metrics.jsonl").write_bytes(b"\xff\n\n")
         (folder / "resume.safetensors").write_bytes((folder / "last.safetensors").read_bytes())
-        refused(4, train("--resume"), "")
+        refused(4, train("--resume", "must"), "")
 
     def test_a_second_process_is_refused(self, run: Path, train: Callable[..., Outcome]) -> None:
         before = contents(run / "train-poe")
@@ -87,12 +87,12 @@ class TestStops:
         monkeypatch.undo()
         monkeypatch.chdir(stopped.parents[3])
         assert outcome.code == 130
-        assert "completed epochs are kept" in outcome.err
-        assert re.search(r"denetdm train-poe --dataset coloredmnist .* --resume\n", outcome.err)
+        assert "what was trained is kept" in outcome.err
+        assert re.search(r"Go on with: denetdm train-poe --dataset coloredmnist .*\n", outcome.err)
         assert outcome.out == ""
         before = contents(stopped)
-        refused(4, train(), "was stopped before its end", "--resume", "--force")
-        refused(4, train("--resume", "--epochs", 9), "other settings", "train_poe.epochs")
+        refused(4, train("--resume", "never"), "was stopped before its end", "--resume never", "--force")
+        refused(4, train("--epochs", 9), "other settings", "train_poe.epochs")
         refused(4, call("distill", stopped.parent), "is not finished")
         assert contents(stopped) == before
         good("evaluate", stopped, "--device", "cpu")
@@ -113,7 +113,7 @@ class TestStops:
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", full)
             outcome = train()
-        refused(7, outcome, str(stopped), "No space left on device", "Make room", "--resume")
+        refused(7, outcome, str(stopped), "No space left on device", "Make room", "the same command goes on")
         assert no_leftovers(stopped)
         assert not (stopped / "results.json").exists()
         if (stopped / "resume.safetensors").exists():
@@ -131,10 +131,10 @@ class TestStops:
             pytest.skip(f"cannot mount a small disk: {mounted.stderr.decode().strip()}")
         try:
             folder = disk / NAME / "seed0" / "train-poe"
-            refused(7, train("--out", disk), folder, "No space left on device", "--resume")
+            refused(7, train("--out", disk), folder, "No space left on device", "the same command goes on")
             assert no_leftovers(disk)
             subprocess.run(["mount", "-o", "remount,size=60m", disk], check=True)
-            assert train("--out", disk, "--resume").code == 0
+            assert train("--out", disk, "--resume", "must").code == 0
             assert models(folder) == models(finished_run / "train-poe")
         finally:
             subprocess.run(["umount", "-l", disk], check=True)
@@ -189,13 +189,12 @@ class TestStops:
         assert out == ""
         assert plain(err)
         assert "Traceback" not in err
-        assert f"Go on with: denetdm {' '.join(command)} --resume\n" in err
+        assert f"Go on with: denetdm {' '.join(command)}\n" in err
         assert no_leftovers(tmp_path)
         done = len((folder / "metrics.jsonl").read_text().splitlines())
         assert 1 <= done < 25
         completed = checkpoint.load(folder / "resume.safetensors")[1]["epoch"]
-
-        resumed = good(*command, "--resume")
+        resumed = good(*command, "--resume", "must")
         assert f"epochs {completed + 1} to 25" in resumed.err
         assert good(*command, "--out", "straight").code == 0
         straight = tmp_path / "straight" / NAME / "seed0" / "train-poe"
