@@ -1,24 +1,22 @@
 """The commands. Each gathers its options, calls the core and shows the result; heavy imports wait until then."""
 
-import errno
 import re
 import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
-from denetdm_cli import __version__, cli_models, cli_training, shell, stopping
-from denetdm_cli.cli_options import (
+from denetdm_cli import __version__, cli_evaluation, cli_models, cli_training, shell, stopping
+from denetdm_cli.cli_arguments import (
     DataRootOption,
-    SelectOption,
     SetOption,
     SourceOption,
 )
-from denetdm_cli.errors import ConfigError, DataError, StorageError, UserError
+from denetdm_cli.errors import ConfigError, UserError, of_system
 
 
 class _Program(TyperGroup):
@@ -56,16 +54,7 @@ def main() -> NoReturn:
     except UserError as error:
         _fail(error)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        _fail(
-            StorageError(
-                f"{error.filename}: {error.strerror}" if error.filename else str(error),
-                "Make room, or give another folder. Nothing is half-written, and completed epochs are kept: the same "
-                "command goes on from there."
-                if full
-                else "Check the path and its permissions, or give another one.",
-            )
-        )
+        _fail(of_system(error))
     sys.exit(0)
 
 
@@ -173,57 +162,8 @@ def validate(
         shell.draw_sheet(stored, sheet, data.resolve().name)
 
 
-@app.command()
-def evaluate(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders or .safetensors checkpoints.", metavar="RUN")],
-    data: Annotated[Path | None, typer.Option(help="Another data set folder, ours or LfF's.", metavar="DIR")] = None,
-    split: Annotated[
-        Literal["evaluation", "valid", "test", "train"] | None,
-        typer.Option(help="evaluation (all), valid (the tenth kept for selection), test (the rest) or train."),
-    ] = None,
-    select: SelectOption = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    data_root: DataRootOption = None,
-    source: SourceOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
-    predictions: Annotated[Path | None, typer.Option(help="Write one row an image.", metavar="FILE.csv")] = None,
-) -> None:
-    """Report accuracies by group; several checkpoints give mean and standard deviation."""
-    from denetdm_cli import console, scoring, tables
-    from denetdm_cli.data.catalog import folder
-    from denetdm_cli.runtime import resolve_device
-
-    def open_own(config: Any) -> Any:
-        root = {} if data_root is None else {"root": data_root}
-        config = shell.absolute(config.model_copy(update={"dataset": config.dataset.model_copy(update=root)}))
-        trained_on = folder(config.dataset)
-        if data_root is None and not trained_on.exists():
-            # A checkpoint may come from anywhere: what it says of folders is no reason to write there.
-            raise DataError(
-                f"the data set the checkpoint was trained on is not in {trained_on}",
-                "Give the folder that holds it with --data-root (it is made there if it is missing), or evaluate on "
-                "another data set with --data DIR.",
-            )
-        ((stored, made),) = shell.make_or_open([config.dataset], source=source, force=False)
-        if made:
-            console.say(f"data set {stored.path} made now")
-        return stored
-
-    if predictions is not None:
-        shell.require_ending(predictions, ".csv", "--predictions")
-    paths = [scoring.find_checkpoint(run, select) for run in runs]
-    scores = list(scoring.score_all(paths, resolve_device(device), open_own, data=data, part=split))
-    summary = scoring.summarise(scores)
-    if predictions is not None:
-        scoring.write_predictions(predictions, scores)
-        console.say(f"predictions: {predictions}")
-    if as_json:
-        console.show_json({"results": [score.to_json() for score in scores], "summary": summary})
-    else:
-        tables.show_scores(scores, summary)
-
-
 cli_training.register(app)
+cli_evaluation.register(app)
 cli_models.register(app)
 
 

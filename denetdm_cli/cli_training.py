@@ -1,14 +1,13 @@
 """The commands that train: the two stages, of one run or many."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from denetdm_cli import shell
-from denetdm_cli.cli_options import (
+from denetdm_cli.cli_arguments import (
     BatchSizeOption,
     DataRootOption,
     DeviceOption,
@@ -20,7 +19,10 @@ from denetdm_cli.cli_options import (
     SelectOption,
     SetOption,
     SourceOption,
+    WorkersOption,
 )
+from denetdm_cli.cli_evaluation import evaluate
+from denetdm_cli.errors import ConfigError
 
 
 def register(app: typer.Typer) -> None:
@@ -37,26 +39,30 @@ def train_poe(
         Path | None, typer.Option("--config", help="A YAML file of your own.", metavar="FILE")
     ] = None,
     settings: SetOption = None,
-    ratio: Annotated[float | None, typer.Option(help="Conflict ratio of the data set.")] = None,
+    ratio: Annotated[
+        list[float] | None, typer.Option(help="Conflict ratio of the data set; several are as many runs.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of initialisation and data order.")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Several seeds, as many runs: 0-4, or 0,2,7.", metavar="LIST")
+    ] = None,
     epochs: EpochsOption = None,
     batch_size: BatchSizeOption = None,
     select: SelectOption = None,
     device: DeviceOption = None,
     precision: PrecisionOption = None,
+    workers: WorkersOption = None,
     data_root: DataRootOption = None,
     source: SourceOption = None,
     out: OutOption = None,
+    then_distill: Annotated[bool, typer.Option("--then-distill", help="Go on with stage 2.")] = False,
+    then_evaluate: Annotated[bool, typer.Option("--then-evaluate", help="Evaluate what was trained last.")] = False,
     resume: ResumeOption = "auto",
     force: ForceOption = False,
 ) -> None:
     """Stage 1: train a shallow and a deep branch as a product of experts."""
-    from denetdm_cli import stages, tables
-
-    options = {
-        "dataset.ratio": ratio,
+    options: dict[str, Any] = {
         "dataset.root": data_root,
-        "seed": seed,
         "train_poe.epochs": epochs,
         "train_poe.batch_size": batch_size,
         "selection": select,
@@ -64,15 +70,25 @@ def train_poe(
         "compute.precision": precision,
         "out": out,
     }
-    resolved = shell.absolute(shell.load_config(dataset, config_file, settings, options))
-    with _ranks(resolved) as ranks:
-        stored = shell.the_dataset(resolved.dataset, source, ranks)
-        finished = shell.train(stages.train_poe(resolved, stored, stages.How(resume, force, ranks)), resolved)
-    tables.show_finished(finished, resolved.selection, f"denetdm distill {shell.as_typed(finished.folder.parent)}")
+    ratios: list[float | None] = [*ratio] if ratio else [None]
+    many = [
+        options | {"seed": one_seed, "dataset.ratio": one_ratio}
+        for one_ratio in ratios
+        for one_seed in _seeds(seed, seeds)
+    ]
+    configs = [shell.absolute(shell.load_config(dataset, config_file, settings, one)) for one in many]
+
+    def job(config: Any, stored: Any) -> Any:
+        from denetdm_cli.jobs import Job
+        from denetdm_cli.stages import run_path
+
+        return Job(config, run_path(config, stored), stored.path, None, then_distill, resume, force)
+
+    _train(configs, job, source, workers, then_evaluate)
 
 
 def distill(
-    run: Annotated[Path, typer.Argument(help="Run folder of a finished stage 1.", metavar="RUN")],
+    runs: Annotated[list[Path], typer.Argument(help="Run folders of a finished stage 1.", metavar="RUN")],
     settings: SetOption = None,
     epochs: EpochsOption = None,
     batch_size: BatchSizeOption = None,
@@ -80,14 +96,17 @@ def distill(
     teacher: Annotated[Literal["selected", "last"] | None, typer.Option(help="Stage-1 epoch to distil from.")] = None,
     device: DeviceOption = None,
     precision: PrecisionOption = None,
+    workers: WorkersOption = None,
     data_root: DataRootOption = None,
     source: SourceOption = None,
     out: OutOption = None,
+    then_evaluate: Annotated[bool, typer.Option("--then-evaluate", help="Evaluate what was trained.")] = False,
     resume: ResumeOption = "auto",
     force: ForceOption = False,
 ) -> None:
     """Stage 2: distil the target model from a finished stage 1."""
-    from denetdm_cli import config, console, stages, tables
+    from denetdm_cli import config, console, stages
+    from denetdm_cli.jobs import Job
     from denetdm_cli.runs import finished_stage_1
 
     options = {
@@ -100,24 +119,81 @@ def distill(
         "compute.precision": precision,
         "out": out,
     }
-    stage_1 = finished_stage_1(run)
-    resolved = shell.absolute(config.load(stage_1.config_file, settings or (), options))
     moved = out is not None or any(setting.partition("=")[0].strip() == "out" for setting in settings or ())
-    console.show_warnings(stages.separation_warnings(resolved, stage_1))
-    with _ranks(resolved) as ranks:
-        stored = shell.the_dataset(resolved.dataset, source, ranks)
+    teachers = [finished_stage_1(run) for run in runs]
+    configs = [shell.absolute(config.load(stage_1.config_file, settings or (), options)) for stage_1 in teachers]
+    for resolved, stage_1 in zip(configs, teachers, strict=True):
+        warnings = stages.separation_warnings(resolved, stage_1)
+        console.show_warnings([f"{shell.as_typed(stage_1.path.parent)}: {w}" if len(runs) > 1 else w for w in warnings])
+    from_folder = iter(teachers)
+
+    def job(resolved: Any, stored: Any) -> Any:
+        stage_1 = next(from_folder)
         home = stages.run_path(resolved, stored) if moved else stage_1.path.parent
-        how = stages.How(resume, force, ranks)
-        finished = shell.train(stages.distill(resolved, stored, stage_1, home, how), resolved)
-    tables.show_finished(finished, resolved.selection, f"denetdm evaluate {shell.as_typed(finished.folder)}")
+        return Job(resolved, home, stored.path, stage_1.path.parent, True, resume, force)
+
+    _train(configs, job, source, workers, then_evaluate)
 
 
-@contextmanager
-def _ranks(config: Any) -> Iterator[Any]:
-    """The processes that train together, able to talk; a missing device is refused before any data is made."""
-    from denetdm_cli.ranks import announced, joined
+def _seeds(seed: int | None, seeds: str | None) -> list[int | None]:
+    """The seeds that --seed or --seeds name; None is that of the configuration."""
+    if seeds is None:
+        return [seed]
+    if seed is not None:
+        raise ConfigError("--seed and --seeds are both given", "Give one of them.")
+    found: list[int | None] = []
+    for part in seeds.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or int(last or first) < int(first):
+            raise ConfigError(f"--seeds {seeds!r}: {part.strip()!r} is no seed and no range", "Write 0-4, or 0,2,7.")
+        found += range(int(first), int(last or first) + 1)
+    if len(set(found)) < len(found):
+        raise ConfigError(f"--seeds {seeds!r} names a seed twice", "Name each of them once.")
+    return found
+
+
+def _train(
+    configs: list[Any], job: Callable[[Any, Any], Any], source: Path | None, workers: int | None, then_evaluate: bool
+) -> None:
+    """Make the data sets that are missing, train one run or many, and show what they came to."""
+    from denetdm_cli import ranks, tables
     from denetdm_cli.runtime import resolve_device
 
-    ranks = announced()
-    with joined(ranks, resolve_device(config.device, ranks)):
-        yield ranks
+    us = ranks.announced()
+    device = resolve_device(configs[0].device, us)  # refused before any data is made
+    if us.size > 1 and len(configs) > 1:
+        raise ConfigError(
+            f"{len(configs)} runs are asked for, and {us.size} processes that train one run together",
+            "Train several runs without torchrun and --nproc: they share the machine by themselves.",
+        )
+    with ranks.joined(us, device):
+        wanted = dict.fromkeys(config.dataset for config in configs)
+        datasets = {dataset: shell.the_dataset(dataset, source, us) for dataset in wanted}
+        jobs = [job(config, datasets[config.dataset]) for config in configs]
+        ends = (
+            shell.train(jobs[0], datasets[configs[0].dataset], us)
+            if len(jobs) == 1
+            else shell.train_many(jobs, workers)
+        )
+    if not us.first:
+        return
+    if len(jobs) == 1:
+        for finished in ends:
+            tables.show_finished(finished, jobs[0].config.selection, _next_command(finished))
+    if then_evaluate:
+        _evaluate(jobs)
+
+
+def _next_command(finished: Any) -> str:
+    """What one types after a stage."""
+    if finished.results["stage"] == "train-poe":
+        return f"denetdm distill {shell.as_typed(finished.folder.parent)}"
+    return f"denetdm evaluate {shell.as_typed(finished.folder)}"
+
+
+def _evaluate(jobs: list[Any]) -> None:
+    """Evaluate what jobs trained last, those of one data set together."""
+    from itertools import groupby
+
+    for _, alike in groupby(jobs, lambda job: job.dataset_path):
+        evaluate([job.run for job in alike], select=jobs[0].config.selection)

@@ -93,19 +93,21 @@ def show_json(document: Any) -> None:
     sys.stdout.write(json.dumps(document, indent=2) + "\n")
 
 
-def follow(events: Iterator[Event], again: str) -> Finished:
-    """Show a stage as it trains, and return its end; `again` is the command that began it, for one who stops it."""
+def follow(events: Iterator[Event], again: str) -> list[Finished]:
+    """Show stages as they train, and return their ends; `again` is the command that goes on, for one who stops it."""
     began: Began | None = None
     view: _Bar | _Lines | None = None
+    ends = []
     try:
         for event in events:
-            if isinstance(event, Finished):
-                return event
             if isinstance(event, Began):
                 began = event
                 epochs = f"epochs {event.first_epoch} to {event.epochs}"
                 say(f"{event.stage}: {event.images:,} images an epoch, {epochs}, into {event.folder}")
                 view = _Bar(event) if sys.stderr.isatty() else _Lines(event)
+            elif isinstance(event, Finished):
+                ends.append(event)
+                _close(view)
             elif view is not None:
                 view.update(event)
     except KeyboardInterrupt:
@@ -115,9 +117,13 @@ def follow(events: Iterator[Event], again: str) -> Finished:
             say(f"stopped; nothing was trained yet. Begin anew with: {again}")
         raise
     finally:
-        if isinstance(view, _Bar):
-            view.close()
-    raise AssertionError(f"the stage ended without a result: {began}")
+        _close(view)
+    return ends
+
+
+def _close(view: "_Bar | _Lines | None") -> None:
+    if isinstance(view, _Bar):
+        view.close()
 
 
 class _ProgressWithNote(Progress):
@@ -160,7 +166,7 @@ class _Bar:
         else:
             epoch, images = event.record["epoch"], self._began.images
             self._loss, self._rate = f"loss {event.record['losses']['total']:.4f}", _rate(event.record)
-            self._progress.note = _accuracies(event.record)
+            self._progress.note = told_accuracies(event.record)
         figures = " ".join(part for part in (self._loss, self._rate) if part)
         completed = (epoch - 1) * self._began.images + images
         self._progress.update(self._task, description=self._title(epoch), completed=completed, figures=figures)
@@ -191,11 +197,11 @@ class _Lines:
         left = (now - self._started) / (epoch - began.first_epoch + 1) * (began.epochs - epoch)
         say(
             f"{began.stage} epoch {epoch}/{began.epochs}  loss {record['losses']['total']:.4f}  "
-            f"{_accuracies(record)}  {_rate(record)}  {_duration(left)} left"
+            f"{told_accuracies(record)}  {_rate(record)}  {duration(left)} left"
         )
 
 
-def _accuracies(record: Mapping[str, Any]) -> str:
+def told_accuracies(record: Mapping[str, Any]) -> str:
     """What tells whether the branches separate, by predictor and in per cent: conflicting and aligned accuracy."""
     found = record["evaluation"]
     if all(metrics["conflicting"] is None for metrics in found.values()):
@@ -211,7 +217,8 @@ def _rate(record: Mapping[str, Any]) -> str:
     return f"{record['images'] / record['seconds']:,.0f} images/s"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds, minutes and seconds, or hours and minutes."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

@@ -1,5 +1,7 @@
 """Errors a user can mend: what is wrong, what to do, and the exit code the program ends with."""
 
+import errno
+
 
 class UserError(Exception):
     """A mistake outside the program's own code; the command line prints it in two parts and exits.
@@ -61,6 +63,18 @@ class StorageError(UserError):
     """A disk that is full or a folder that may not be written."""
 
     exit_code = 7
+
+
+def of_system(error: OSError) -> StorageError:
+    """What a user can do about an error of the operating system."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return StorageError(
+        f"{error.filename}: {error.strerror}" if error.filename else str(error),
+        "Make room, or give another folder. Nothing is half-written, and completed epochs are kept: the same command "
+        "goes on from there."
+        if full
+        else "Check the path and its permissions, or give another one.",
+    )
 
 
 EXIT_STOPPED = 75

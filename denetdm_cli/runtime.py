@@ -42,6 +42,11 @@ def resolve_device(name: str, ranks: Ranks = ALONE) -> torch.device:
     return torch.device(name)
 
 
+def cpu_allotment() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def use_threads(count: int, ranks: Ranks = ALONE) -> None:
     """Compute with `count` CPU threads, at most as many as there are cores; 0 is as many as torch starts by itself.
 

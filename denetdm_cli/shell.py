@@ -93,16 +93,42 @@ def the_dataset(wanted: Any, source: Path | None, ranks: Any) -> Any:
     return stored
 
 
-def train(events: Any, config: Any) -> Any:
-    """Follow a stage to its end; a signal ends it with the command that goes on."""
+def train(job: Any, dataset: Any, ranks: Any) -> list[Any]:
+    """Train one run in this process, and return the ends of its stages."""
     from denetdm_cli.console import follow
 
-    with stopping.listening(config.stop_signals), closing(events):  # the latter lets go of the run folder
-        return follow(events, _again(sys.argv[1:]))
+    again = go_on_command()
+    with stopping.listening(job.config.stop_signals), closing(job.events(dataset, ranks)) as events:
+        return follow(events, again)  # closing lets go of the run folder
 
 
-def _again(arguments: list[str]) -> str:
+def train_many(jobs: list[Any], workers: int | None) -> list[Any]:
+    """Train many runs side by side, and return the ends of the last stages of those that came to one.
+
+    Raises:
+        UserError: one of them failed; the others went on to their end.
+    """
+    from denetdm_cli.board import Board
+    from denetdm_cli.console import say
+    from denetdm_cli.workers import plan, train_all
+
+    how = plan(jobs, workers)
+    say(f"{len(jobs)} runs, {how.workers} at a time, with {how.threads} CPU thread{'s' * (how.threads > 1)} each")
+    board = Board([job.name for job in jobs])
+    try:
+        with stopping.listening(jobs[0].config.stop_signals), closing(train_all(jobs, how)) as news:
+            board.follow(news)
+    except KeyboardInterrupt:
+        say(f"stopped; what was trained is kept. Go on with: {go_on_command()}")
+        raise
+    if board.failure:
+        raise board.failure
+    return board.finished
+
+
+def go_on_command() -> str:
     """The command that goes on where this one was stopped."""
+    arguments = sys.argv[1:]
     kept = [argument for argument in arguments if argument != "--force" and not argument.startswith("--resume=")]
     while "--resume" in kept:
         at = kept.index("--resume")

@@ -10,6 +10,9 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one configuration key; may be repeated.")
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+WorkersOption = Annotated[
+    int | None, typer.Option(min=1, help="Of several runs, how many at a time (default: one a GPU, or as CPUs allow).")
+]
 DataRootOption = Annotated[str | None, typer.Option(help="Folder of the data sets (default: data).", metavar="DIR")]
 OutOption = Annotated[str | None, typer.Option(help="Where run folders go (default: runs).", metavar="DIR")]
 EpochsOption = Annotated[int | None, typer.Option(help="Epochs of this stage.")]
