@@ -69,7 +69,7 @@ class TestOutput:
             finished,
         ]
         with contextlib.redirect_stderr(Terminal()) as screen:
-            assert console.follow(iter(events), "denetdm again") is finished
+            assert console.follow(iter(events), "denetdm again") == [finished]
         shown = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue()))
         assert all(len(line) <= columns for line in shown)
         assert re.fullmatch(
