@@ -61,7 +61,8 @@ def main() -> NoReturn:
 def _fail(error: UserError) -> NoReturn:
     from denetdm_cli.console import show_error
 
-    show_error(error)
+    if not error.told:
+        show_error(error)
     sys.exit(error.exit_code)
 
 

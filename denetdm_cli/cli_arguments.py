@@ -10,6 +10,10 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one configuration key; may be repeated.")
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+ProcessesOption = Annotated[
+    int | None,
+    typer.Option("--nproc", min=1, help="Processes that train one run together, as torchrun starts them: one a GPU."),
+]
 WorkersOption = Annotated[
     int | None, typer.Option(min=1, help="Of several runs, how many at a time (default: one a GPU, or as CPUs allow).")
 ]

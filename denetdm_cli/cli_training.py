@@ -15,6 +15,7 @@ from denetdm_cli.cli_arguments import (
     ForceOption,
     OutOption,
     PrecisionOption,
+    ProcessesOption,
     ResumeOption,
     SelectOption,
     SetOption,
@@ -52,6 +53,7 @@ def train_poe(
     device: DeviceOption = None,
     precision: PrecisionOption = None,
     workers: WorkersOption = None,
+    processes: ProcessesOption = None,
     data_root: DataRootOption = None,
     source: SourceOption = None,
     out: OutOption = None,
@@ -61,6 +63,7 @@ def train_poe(
     force: ForceOption = False,
 ) -> None:
     """Stage 1: train a shallow and a deep branch as a product of experts."""
+    shell.launched(processes)
     options: dict[str, Any] = {
         "dataset.root": data_root,
         "train_poe.epochs": epochs,
@@ -97,6 +100,7 @@ def distill(
     device: DeviceOption = None,
     precision: PrecisionOption = None,
     workers: WorkersOption = None,
+    processes: ProcessesOption = None,
     data_root: DataRootOption = None,
     source: SourceOption = None,
     out: OutOption = None,
@@ -105,6 +109,7 @@ def distill(
     force: ForceOption = False,
 ) -> None:
     """Stage 2: distil the target model from a finished stage 1."""
+    shell.launched(processes)
     from denetdm_cli import config, console, stages
     from denetdm_cli.jobs import Job
     from denetdm_cli.runs import finished_stage_1

@@ -12,6 +12,8 @@ class UserError(Exception):
     """
 
     exit_code = 2
+    told = False
+    """Whether another process shows it."""
 
     def __init__(self, what: str, fix: str) -> None:
         super().__init__(what, fix)
@@ -51,12 +53,13 @@ class NumericError(UserError):
 
     exit_code = 6
 
-    def __init__(self, what: str) -> None:
-        super().__init__(
-            what,
-            "Epochs completed before this one are kept. Lower the learning rate (--set train_poe.learning_rate=... or "
-            "distill.learning_rate=...) and start anew with --force.",
-        )
+    def __init__(
+        self,
+        what: str,
+        fix: str = "Epochs completed before this one are kept. Lower the learning rate (--set "
+        "train_poe.learning_rate=... or distill.learning_rate=...) and start anew with --force.",
+    ) -> None:
+        super().__init__(what, fix)
 
 
 class StorageError(UserError):

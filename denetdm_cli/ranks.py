@@ -74,6 +74,7 @@ class Ranks:
                 told = [error]
         distributed.broadcast_object_list(told)
         if isinstance(told[0], UserError):
+            told[0].told = not self.first
             raise told[0]
         return told[0]  # type: ignore[return-value] # what `work` gave
 

@@ -1,10 +1,13 @@
 """What the commands share; heavy imports are inside the functions, so that --help answers at once."""
 
+import os
 import shlex
 import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+
+import typer
 
 from denetdm_cli import stopping
 from denetdm_cli.errors import ConfigError
@@ -126,10 +129,26 @@ def train_many(jobs: list[Any], workers: int | None) -> list[Any]:
     return board.finished
 
 
+def launched(processes: int | None) -> None:
+    """Where several processes are asked for: run the command in them, and end as they do.
+
+    Raises:
+        ConfigError: this is one of several processes already.
+    """
+    from denetdm_cli.launch import LAUNCHED, launch
+
+    if processes is None or processes == 1 or LAUNCHED in os.environ:
+        return
+    if "RANK" in os.environ:
+        raise ConfigError("--nproc is given, and the environment announces several processes", "Leave out --nproc.")
+    with stopping.listening():
+        code = launch(processes, sys.argv[1:])
+    raise typer.Exit(code)
+
+
 def go_on_command() -> str:
     """The command that goes on where this one was stopped."""
-    arguments = sys.argv[1:]
-    kept = [argument for argument in arguments if argument != "--force" and not argument.startswith("--resume=")]
+    kept = [argument for argument in sys.argv[1:] if argument != "--force" and not argument.startswith("--resume=")]
     while "--resume" in kept:
         at = kept.index("--resume")
         del kept[at : at + 2]

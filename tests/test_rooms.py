@@ -19,8 +19,8 @@ ROOMS = [
     "evaluation", "selection", "separation", "optimizer", "checkpoint", "training", "runs", "preflight", "stages",
     "jobs", "workers",
     "scoring", "conversion", "transfer", "published", "pretrained", "shipped", "model_card", "exporting", "predicting",
-    "console", "board", "tables", "shell", "cli_arguments", "cli_models", "cli_evaluation", "cli_training", "cli",
-    "__main__",
+    "console", "board", "tables", "launch", "shell", "cli_arguments", "cli_models", "cli_evaluation", "cli_training",
+    "cli", "__main__",
 ]  # fmt: skip
 """From the bottom to the top; a room may import only from rooms before it."""
 
