@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import re
 import subprocess
 import sys
@@ -85,7 +86,13 @@ def plain(text: str) -> bool:
     return not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", text)
 
 
-def child(*arguments: object, **options: Any) -> "subprocess.CompletedProcess[str]":
+def child(*arguments: object, limit: float = 60, **options: Any) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=60, **options
+        [sys.executable, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=limit, **options
     )
+
+
+def figures(stage: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, but for what wall time decides."""
+    records = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]

@@ -1,12 +1,11 @@
 """The same run to the last bit: wherever the images are kept, and stopped and resumed with networks that normalise."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_support import Outcome, call, good, models
+from cli_support import Outcome, call, figures, good, models
 from own_images import class_folders, tiny
 
 from denetdm_cli import checkpoint, console
@@ -57,11 +56,6 @@ def without_places(stage: Path) -> dict[str, Any]:
         metadata["config"]["data"].pop("cache")
         metadata.get("teacher", {}).pop("sha256", None)  # its file says where its run lies
     return found
-
-
-def figures(stage: Path) -> list[dict[str, Any]]:
-    records = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
 
 
 def stopped_after(epoch: int, monkeypatch: pytest.MonkeyPatch, train: Callable[[], Outcome]) -> None:
