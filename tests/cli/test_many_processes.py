@@ -1,0 +1,141 @@
+"""Several processes that train one run together, and several runs side by side."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from cli_support import NAME, Outcome, call, child, figures, good, models, no_leftovers, plain, refused
+
+from denetdm_cli import checkpoint
+
+ALONE = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")} | {
+    "OMP_NUM_THREADS": "1"
+}
+
+
+def options(data_root: Path, epochs: int = 2) -> list[object]:
+    names = ("--dataset", "coloredmnist", "--ratio", 0.1, "--device", "cpu", "--data-root", data_root)
+    return ["train-poe", *names, "--epochs", epochs, "--set", "distill.epochs=2", "--set", "distill.batch_size=64"]
+
+
+def close(ours: object, theirs: object) -> bool:
+    """Whether records agree to 1e-5 wherever they hold a number."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        return ours.keys() == theirs.keys() and all(close(ours[key], theirs[key]) for key in ours)
+    if isinstance(ours, list) and isinstance(theirs, list):
+        return len(ours) == len(theirs) and all(map(close, ours, theirs))
+    if isinstance(ours, float) and isinstance(theirs, float):
+        return ours == pytest.approx(theirs, rel=1e-5, abs=1e-5)
+    return ours == theirs
+
+
+class TestRanks:
+    """`--nproc` and what torchrun starts."""
+
+    def test_two_ranks_come_to_what_one_does(self, data_root: Path, tmp_path: Path) -> None:
+        # 200 images: three whole batches of 64 in stage 1, and one of 8 besides in stage 2.
+        words = [*options(data_root), "--then-distill"]
+        good(*words, "--out", "one")
+        ended = child("-m", "denetdm_cli", *words, "--out", "two", "--nproc", 2, env=ALONE, limit=150)
+        assert ended.returncode == 0, ended.stderr
+        assert ended.stderr.count("train-poe: 192 images an epoch") <= 1
+        for stage in ("train-poe", "distill"):
+            one, two = (tmp_path / out / NAME / "seed0" / stage for out in ("one", "two"))
+            assert len(figures(two)) == 2
+            assert close(figures(two), figures(one))
+            ours, theirs = (checkpoint.load(path / "last.safetensors")[0] for path in (two, one))
+            assert all(torch.allclose(ours[name], theirs[name], rtol=1e-4, atol=1e-5) for name in theirs)
+        assert no_leftovers(tmp_path)
+
+    def test_stopped_together_and_gone_on_with_alone(self, data_root: Path, tmp_path: Path) -> None:
+        words = [*map(str, options(data_root, 60)), "--out", "two"]
+        folder = tmp_path / "two" / NAME / "seed0" / "train-poe"
+        command = [sys.executable, "-m", "denetdm_cli", *words, "--nproc", "2"]
+        with subprocess.Popen(command, env=ALONE, stderr=subprocess.PIPE, text=True) as process:
+            until = time.monotonic() + 100
+            while not (folder / "resume.safetensors").exists() and process.poll() is None and time.monotonic() < until:
+                time.sleep(0.01)
+            process.send_signal(signal.SIGTERM)
+            _, err = process.communicate(timeout=60)
+        assert process.returncode == 75, err
+        assert "Traceback" not in err
+        assert f"Go on with: denetdm {' '.join(words)} --nproc 2\n" in err
+        assert 1 <= len(figures(folder)) < 60
+        good(*words)
+        good(*options(data_root, 60), "--out", "one")
+        assert close(
+            figures(folder)[0]["losses"], figures(tmp_path / "one" / NAME / "seed0" / "train-poe")[0]["losses"]
+        )
+        assert len(figures(folder)) == 60
+
+    def test_an_error_is_told_once(self, data_root: Path) -> None:
+        words = [*options(data_root), "--nproc", 2, "--resume", "must"]
+        ended = child("-m", "denetdm_cli", *words, env=ALONE, limit=100)
+        refused(4, Outcome(ended.returncode, ended.stdout, ended.stderr), "nothing to resume")
+        assert ended.stderr.count("error:") == 1
+
+    def test_what_cannot_be(self, data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("RANK", "0")
+        refused(2, call(*options(data_root)), "RANK", "torchrun")
+        refused(2, call(*options(data_root), "--nproc", 2), "--nproc")
+
+
+class TestManyRuns:
+    """`--seeds`, several `--ratio`, and several runs to distil."""
+
+    def test_each_run_is_what_it_is_alone(self, data_root: Path, tmp_path: Path) -> None:
+        words = options(data_root)
+        together = good(*words, "--seeds", "0,3", "--out", "many", "--then-distill", "--then-evaluate")
+        assert plain(together.err)
+        assert "distill, 2 checkpoints: mean (standard deviation)" in together.out
+        for seed in (0, 3):
+            good(*words, "--seed", seed, "--out", "alone", "--then-distill")
+            for stage in ("train-poe", "distill"):
+                many, alone = (tmp_path / out / NAME / f"seed{seed}" / stage for out in ("many", "alone"))
+                assert figures(many) == figures(alone)
+                assert models(many).keys() == models(alone).keys()
+                for file, (tensors, _) in models(many).items():
+                    assert tensors == models(alone)[file][0], "bit for bit"
+
+    def test_one_that_fails_stops_no_other(
+        self, data_root: Path, tmp_path: Path, train: Callable[..., Outcome]
+    ) -> None:
+        train("--seed", 1, "--out", "many", "--epochs", 1)
+        outcome = call(*options(data_root), "--seeds", "0-2", "--out", "many")
+        assert outcome.code == 4
+        assert "seed1" in outcome.err.partition("error: ")[2]
+        assert "train_poe.epochs" in outcome.err
+        for seed in (0, 2):
+            assert (tmp_path / "many" / NAME / f"seed{seed}" / "train-poe" / "results.json").is_file()
+
+    @pytest.mark.parametrize("seeds", ["", "a", "3-1", "0-", "0,0", "-1", "1.5"])
+    def test_seeds_that_are_none(self, data_root: Path, seeds: str) -> None:
+        refused(2, call(*options(data_root), "--seeds", seeds), "--seeds")
+
+    def test_seed_or_seeds(self, data_root: Path) -> None:
+        refused(2, call(*options(data_root), "--seeds", "0-1", "--seed", 1), "--seed and --seeds")
+
+    def test_a_signal_stops_all_of_them_resumably(self, data_root: Path, tmp_path: Path) -> None:
+        words = [*map(str, options(data_root, 40)), "--seeds", "0-1", "--out", "many"]
+        folders = [tmp_path / "many" / NAME / f"seed{seed}" / "train-poe" for seed in (0, 1)]
+        command = [sys.executable, "-m", "denetdm_cli", *words]
+        with subprocess.Popen(command, env=ALONE, stderr=subprocess.PIPE, text=True) as process:
+            until = time.monotonic() + 100
+            while not any((folder / "resume.safetensors").exists() for folder in folders):
+                assert process.poll() is None
+                assert time.monotonic() < until
+                time.sleep(0.01)
+            process.send_signal(signal.SIGUSR1)
+            _, err = process.communicate(timeout=60)
+        assert process.returncode == 75, err
+        assert "Traceback" not in err
+        assert f"Go on with: denetdm {' '.join(words)}\n" in err
+        assert not all((folder / "results.json").exists() for folder in folders)
+        assert good(*words).err.count("done (") == 2
+        assert all(len(figures(folder)) == 40 for folder in folders)
