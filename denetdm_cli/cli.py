@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
-from denetdm_cli import __version__, cli_models, shell
+from denetdm_cli import __version__, cli_models, cli_runs, shell
 from denetdm_cli.errors import EXIT_INTERRUPTED, ConfigError, DataError, StorageError, UserError
 
 app = typer.Typer(
@@ -308,6 +308,7 @@ def evaluate(
 
 
 cli_models.register(app)
+cli_runs.register(app)
 
 
 @configs_app.command("ls")
