@@ -13,7 +13,7 @@ from denetdm_cli.errors import CheckpointError, ConfigError
 from denetdm_cli.files import atomic_file
 from denetdm_cli.paper_figures import RATIOS, TABLE_1
 from denetdm_cli.reporting import Cell, Group
-from denetdm_cli.schema import SELECTION_RULES
+from denetdm_cli.schema import SELECTION_RULES, SelectionRule
 from denetdm_cli.summaries import EpochRecord, records_of
 
 if TYPE_CHECKING:
@@ -74,8 +74,8 @@ def draw(groups: Sequence[Group], folder: Path) -> Iterator[Path]:
                 figure = _group_matrix(group, predictor)
                 if figure is not None:
                     yield from _save(figure, folder, f"{_name(group)}-groups-{predictor}")
-        with_ratio = [group for group in groups if group.stage == "distill" and group.ratio is not None]
-        for _, alike in groupby(with_ratio, key=lambda group: (group.dataset, group.teacher, group.settings)):
+        known = [group for group in groups if group.ratio is not None and _reported(group, "last")]
+        for _, alike in groupby(known, key=lambda group: (group.dataset, group.teacher, group.settings)):
             several = list(alike)
             yield from _save(_by_ratio(several), folder, f"{_name(several[0], ratio=False)}-ratios")
 
@@ -135,12 +135,12 @@ def _by_ratio(groups: Sequence[Group]) -> "Figure":
     axes = figure.subplots()
     _draw_others(axes, groups[0].dataset, metric, ratios)
     for at, rule in enumerate(SELECTION_RULES):
-        cells = [(ratios.index(group.ratio or 0), group.cells.get(("target", metric, rule))) for group in groups]
+        cells = [(ratios.index(group.ratio or 0), _reported(group, rule)) for group in groups]
         color, marker = _MARKERS[rule]
         label = f"rule {rule}" + (" (test data)" if any(cell and cell.on_test_data for _, cell in cells) else "")
         points = [(place + 0.12 * (at - 1.5), cell.mean, cell.std) for place, cell in cells if cell]
         _draw_points(axes, points, color, marker, label)
-    published = [(ratios.index(group.ratio or 0), _published(group, metric)) for group in groups]
+    published = [(ratios.index(group.ratio or 0), _reported(group, "last")) for group in groups]
     points = [(place + 0.18, cell.paper.mean, cell.paper.std) for place, cell in published if cell and cell.paper]
     if points:
         _draw_points(axes, points, _BLACK, "D", "DeNetDM, the paper")
@@ -153,8 +153,9 @@ def _by_ratio(groups: Sequence[Group]) -> "Figure":
     return figure
 
 
-def _published(group: Group, metric: str) -> Cell | None:
-    return group.cells.get(("target", metric, "last"))
+def _reported(group: Group, rule: SelectionRule) -> Cell | None:
+    """The figure of the target model that the literature reports; None for stage 1."""
+    return group.cells.get(("target", group.reported_metric, rule))
 
 
 def _draw_points(
