@@ -129,11 +129,20 @@ class TestDamage:
         assert found.state == "failed"
         assert str(file) in str(found.problem)
 
-    @pytest.mark.parametrize("metadata", [{}, {"epoch": "two"}, {"epoch": 9}])
-    def test_of_what_the_resume_state_says(self, tmp_path: Path, metadata: dict[str, object]) -> None:
+    @pytest.mark.parametrize(
+        ("metadata", "words"),
+        [
+            ({}, "does not say which epoch"),
+            ({"epoch": "two"}, "does not say which epoch"),
+            ({"epoch": 9}, "holds 3 of the 9 completed epochs"),
+        ],
+    )
+    def test_of_what_the_resume_state_says(self, tmp_path: Path, metadata: dict[str, object], words: str) -> None:
         folder = unfinished(tmp_path)
         checkpoint.save(folder / "resume.safetensors", {"x": torch.zeros(3)}, metadata)
-        assert summarise(folder).state == "failed"
+        found = summarise(folder)
+        assert found.state == "failed"
+        assert words in str(found.problem)
 
     @pytest.mark.parametrize("line", ["", "half a li", "[]", '{"epoch": 1}', '{"epoch": 1, "evaluation": {}}'])
     def test_of_the_metrics(self, tmp_path: Path, line: str) -> None:
