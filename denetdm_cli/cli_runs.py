@@ -64,6 +64,8 @@ def report(
             f"{_nothing_in(runs)} that is finished", "See how far they are with denetdm status, or name other folders."
         )
     groups = gather(finished, _tell)
+    if plots is not None:
+        _tell(f"pictures: {sum(1 for _ in drawing.draw(groups, plots))} files in {plots}")
     if layout == "json":
         typer.echo(json.dumps(run_sheets.report_document(groups, left_out), indent=2))
     elif layout == "csv":
@@ -71,8 +73,6 @@ def report(
     else:
         render = {"table": sheets.as_text, "markdown": sheets.as_markdown, "latex": sheets.as_latex}[layout]
         typer.echo("\n".join(map(render, run_sheets.report_sheets(groups))), nl=False)
-    if plots is not None:
-        _tell(f"pictures: {sum(1 for _ in drawing.draw(groups, plots))} files in {plots}")
 
 
 def _summaries(given: list[Path]) -> list[Any]:

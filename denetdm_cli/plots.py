@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from denetdm_cli.errors import CheckpointError, ConfigError
 from denetdm_cli.files import atomic_file
 from denetdm_cli.paper_figures import RATIOS, TABLE_1
-from denetdm_cli.reporting import Cell, Group
+from denetdm_cli.reporting import Cell, FinishedStage, Group
 from denetdm_cli.schema import SELECTION_RULES, SelectionRule
-from denetdm_cli.summaries import EpochRecord, records_of
+from denetdm_cli.summaries import EpochRecord, accuracy_of, records_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +27,7 @@ _MARKERS = {"last": (_BLUE, "o"), "valid": (_GREEN, "s"), "paper": (_VERMILLION,
 _COLUMN = 3.35
 """Width of one column of a paper, in inches."""
 _MOST_NUMBERED = 12
-"""Classes or bias values up to which the cells of a heat map hold figures."""
+"""Classes or bias values up to which the cells of a heat map hold numbers."""
 _STYLE: dict[str, Any] = {
     "figure.figsize": (_COLUMN, 3.1),
     "figure.constrained_layout.use": True,
@@ -92,20 +92,14 @@ def _by_epoch(group: Group) -> "Figure":
     """Mean over the seeds and the band from the lowest to the highest, a panel for each accuracy."""
     from matplotlib.figure import Figure
 
-    runs = [records_of(run.folder) for run in group.runs]
+    runs = [_records(run) for run in group.runs]
     epochs = [record.epoch for record in runs[0]]
-    for run, records in zip(group.runs, runs, strict=True):
-        if len(records) != run.results.epochs or len(records) != len(epochs):
-            raise CheckpointError(
-                f"{run.folder / 'metrics.jsonl'} holds {len(records)} of {run.results.epochs} epochs",
-                "Bring the file back, or leave out --plots.",
-            )
     metrics = [metric for metric in group.main_metrics if metric in ("conflicting", "aligned")] or group.main_metrics
     figure = Figure(figsize=(_COLUMN, 0.8 + 1.5 * len(metrics)))
     panels = figure.subplots(len(metrics), sharex=True, squeeze=False)[:, 0]
     for axes, metric in zip(panels, metrics, strict=True):
         for predictor in group.predictors:
-            color, line = _LINES[predictor]
+            color, line = _LINES.get(predictor, (_PURPLE, "-."))
             values = [_series(records, predictor, metric) for records in runs]
             by_epoch = list(zip(*values, strict=True))
             axes.plot(epochs, [statistics.fmean(each) for each in by_epoch], line, color=color, label=predictor, lw=1.2)
@@ -121,8 +115,26 @@ def _by_epoch(group: Group) -> "Figure":
     return figure
 
 
+def _records(run: FinishedStage) -> list[EpochRecord]:
+    """Every epoch of a run.
+
+    Raises:
+        CheckpointError: metrics.jsonl is missing, damaged or not whole.
+    """
+    remedy = "Bring the file back, or leave out --plots."
+    try:
+        records = records_of(run.folder)
+    except CheckpointError as error:
+        raise CheckpointError(error.what, remedy) from None
+    if len(records) != run.results.epochs:
+        what = f"{run.folder / 'metrics.jsonl'} holds {len(records)} of {run.results.epochs} epochs"
+        raise CheckpointError(what, remedy)
+    return records
+
+
 def _series(records: Iterable[EpochRecord], predictor: str, metric: str) -> list[float]:
-    return [100 * getattr(record.evaluation[predictor], metric) for record in records]
+    values = [accuracy_of(record.evaluation, predictor, metric) for record in records]
+    return [float("nan") if value is None else 100 * value for value in values]
 
 
 def _by_ratio(groups: Sequence[Group]) -> "Figure":
@@ -142,8 +154,7 @@ def _by_ratio(groups: Sequence[Group]) -> "Figure":
         _draw_points(axes, points, color, marker, label)
     published = [(ratios.index(group.ratio or 0), _reported(group, "last")) for group in groups]
     points = [(place + 0.18, cell.paper.mean, cell.paper.std) for place, cell in published if cell and cell.paper]
-    if points:
-        _draw_points(axes, points, _BLACK, "D", "DeNetDM, the paper")
+    _draw_points(axes, points, _BLACK, "D", "DeNetDM, the paper")
     axes.set_xticks(range(len(ratios)), [f"{100 * ratio:g}" for ratio in ratios])
     axes.set_xlim(-0.5, len(ratios) - 0.5)
     axes.set_xlabel("conflict ratio of the training images (%)")
@@ -162,6 +173,8 @@ def _draw_points(
     axes: "Axes", points: Sequence[tuple[float, float, float | None]], color: str, marker: str, label: str
 ) -> None:
     """Points (x, mean, deviation), with a bar where there is a deviation."""
+    if not points:
+        return
     places, means, deviations = zip(*points, strict=True)
     bars = [deviation or 0 for deviation in deviations]
     looks: dict[str, Any] = {"fmt": marker, "color": color, "markerfacecolor": "w", "markersize": 3.5, "linewidth": 0.9}

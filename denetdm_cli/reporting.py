@@ -11,7 +11,7 @@ from denetdm_cli import config as configuration
 from denetdm_cli.errors import ConfigError
 from denetdm_cli.paper_figures import Published, published
 from denetdm_cli.schema import SELECTION_RULES, SelectionRule
-from denetdm_cli.summaries import FIGURES, Results
+from denetdm_cli.summaries import FIGURES, Results, accuracy_of
 
 _NOT_A_METHOD = (
     "seed", "device", "threads", "out", "dataset.root", "data.cache",  # where a run happens, and the seed
@@ -110,14 +110,15 @@ class Group:
             kept = [run.results.rules[rule] for run in self.runs]
             for predictor in kept[0].metrics:
                 for metric in FIGURES:
-                    values = [getattr(each.metrics[predictor], metric) for each in kept]
-                    if None not in values:
+                    values = [accuracy_of(each.metrics, predictor, metric) for each in kept]
+                    known = tuple(100 * value for value in values if value is not None)
+                    if len(known) == len(values):
                         found[predictor, metric, rule] = Cell(
                             predictor,
                             metric,
                             rule,
                             kept[0].selected_on_test_data,
-                            tuple(100 * value for value in values),
+                            known,
                             published(self.dataset, self.ratio, predictor, metric),
                         )
         return found

@@ -164,12 +164,13 @@ def _report_row(group: Group, predictor: str, metric: str, compared: bool) -> li
         str(len(group.runs)),
     ]
     for rule in SELECTION_RULES:
-        cell = group.cells[predictor, metric, rule]
-        row.append(_mean(cell.mean, cell.std) + (_TEST_DATA if cell.on_test_data else ""))
+        cell = group.cells.get((predictor, metric, rule))
+        row.append("-" if cell is None else _mean(cell.mean, cell.std) + (_TEST_DATA if cell.on_test_data else ""))
         if compared:
-            row.append("-" if cell.difference is None else f"{cell.difference:+.2f}")
+            row.append("-" if cell is None or cell.difference is None else f"{cell.difference:+.2f}")
     if compared:
-        row.append("-" if cell.paper is None else _mean(*cell.paper))
+        paper = group.cells[predictor, metric, "last"].paper
+        row.append("-" if paper is None else _mean(*paper))
     return row
 
 

@@ -45,6 +45,11 @@ class Metrics(_Record):
     groups: list[list[float | None]] | None = None
 
 
+def accuracy_of(metrics: dict[str, Metrics], predictor: str, name: str) -> float | None:
+    """A figure of a predictor; None where there is none."""
+    return getattr(metrics.get(predictor), name, None)
+
+
 class EpochRecord(_Record):
     """A line of metrics.jsonl; `evaluation` is by predictor."""
 
@@ -240,7 +245,7 @@ def _completed(folder: RunFolder, lines: int) -> int:
 
 def _headline(metrics: dict[str, Metrics], metric: str, epoch: int, rule: SelectionRule | None) -> Headline:
     predictor = next(iter(metrics))  # the first is the one to ship
-    return Headline(predictor, metric, getattr(metrics[predictor], metric, None), epoch, rule)
+    return Headline(predictor, metric, accuracy_of(metrics, predictor, metric), epoch, rule)
 
 
 def _newest_headline(folder: RunFolder, record: EpochRecord) -> Headline | None:

@@ -1,5 +1,6 @@
 """Pictures: what they show, that they are labelled, and that equal figures give equal bytes."""
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from test_reporting import groups_of
 from denetdm_cli import plots
 from denetdm_cli.errors import CheckpointError, ConfigError
 from denetdm_cli.reporting import Group
+from denetdm_cli.run_sheets import report_sheets
 
 
 @pytest.fixture
@@ -105,6 +107,19 @@ def test_other_settings_are_said_and_have_files_of_their_own(tmp_path: Path) -> 
     assert "distill.epochs=2" in plots._by_epoch(other).axes[0].get_title()
     assert "distill.epochs" not in plots._by_epoch(preset).axes[0].get_title()
     assert plots._name(preset) != plots._name(other)
+
+
+def test_a_figure_that_only_some_rules_have(tmp_path: Path) -> None:
+    folder = finished(tmp_path, 0, 0.5)
+    document = json.loads((folder / "results.json").read_text())
+    document["rules"]["valid"]["metrics"]["target"]["unbiased"] = None
+    (folder / "results.json").write_text(json.dumps(document))
+    (group,) = groups_of(tmp_path)
+    (axes,) = plots._by_ratio([group]).axes
+    labels = [part.get_label() for part in axes.containers]
+    assert labels == ["rule last", "rule paper (test data)", "DeNetDM, the paper"]
+    (sheet,) = report_sheets([group])
+    assert sheet.rows[0][5:9] == ["50.00", "-35.22", "-", "-"]
 
 
 def test_without_bias_labels(tmp_path: Path) -> None:

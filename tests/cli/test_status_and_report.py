@@ -204,6 +204,8 @@ class TestReport:
         outcome = good("report", "runs", "--plots", "plots")
         assert outcome.out == table
         assert outcome.err == "pictures: 6 files in plots\n"
+        (tmp_path / "runs" / "coloredmnist-0.01" / "seed0" / "distill" / "metrics.jsonl").unlink()
+        refused(4, call("report", "runs", "--plots", "plots"), "metrics.jsonl", "--plots")
 
     def test_pictures_without_matplotlib(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         finished(tmp_path / "runs", 0, 0.5)
