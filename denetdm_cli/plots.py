@@ -191,7 +191,7 @@ def _draw_others(axes: "Axes", dataset: str, metric: str, ratios: Sequence[float
             continue
         points = [(ratios.index(r), figure.mean) for r, figure in zip(RATIOS, figures, strict=True) if r in ratios]
         if points:
-            axes.plot(*zip(*points, strict=True), color=_GREY, lw=0.7, alpha=0.7, label=label)
+            axes.plot(*zip(*points, strict=True), ".-", color=_GREY, ms=3, lw=0.7, alpha=0.7, label=label)
             label = "_"
 
 
