@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from denetdm_cli import __version__, cli_evaluation, cli_models, cli_training, shell, stopping
+from denetdm_cli import __version__, cli_evaluation, cli_models, cli_runs, cli_training, shell, stopping
 from denetdm_cli.cli_arguments import (
     DataRootOption,
     SetOption,
@@ -166,6 +166,7 @@ def validate(
 cli_training.register(app)
 cli_evaluation.register(app)
 cli_models.register(app)
+cli_runs.register(app)
 
 
 @configs_app.command("ls")

@@ -23,6 +23,7 @@ from denetdm_cli.cli_arguments import (
     WorkersOption,
 )
 from denetdm_cli.cli_evaluation import evaluate
+from denetdm_cli.cli_runs import report
 from denetdm_cli.errors import ConfigError
 
 
@@ -185,6 +186,8 @@ def _train(
     if len(jobs) == 1:
         for finished in ends:
             tables.show_finished(finished, jobs[0].config.selection, _next_command(finished))
+    else:
+        report([finished.folder for finished in ends])
     if then_evaluate:
         _evaluate(jobs)
 

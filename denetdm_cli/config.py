@@ -99,7 +99,7 @@ def from_mapping(tree: Mapping[str, object], origin: str) -> Config:
 
 def differences(ours: Config, theirs: Config) -> list[tuple[str, object, object]]:
     """Dotted keys at which two configurations differ, with both values."""
-    a, b = dict(_leaves(ours.model_dump())), dict(_leaves(theirs.model_dump()))
+    a, b = dict(leaves(ours.model_dump())), dict(leaves(theirs.model_dump()))
     return [(key, a.get(key), b.get(key)) for key in {**a, **b} if a.get(key) != b.get(key)]
 
 
@@ -317,9 +317,10 @@ def _is_union(annotation: Any) -> bool:
     return typing.get_origin(annotation) in (types.UnionType, typing.Union)
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Dotted keys of a nested mapping, with their values."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value

@@ -15,6 +15,8 @@ PART = ".part"
 
 _CHUNK = 1 << 22
 _STALE_SECONDS = 60
+_SECONDS_BETWEEN_TRIES = (0.01, 0.04, 0.15)
+"""A folder that is held is asked for again after these: it may be one that `is_held` looks at, for microseconds."""
 
 
 def sha256(path: Path) -> str:
@@ -39,16 +41,45 @@ def folder_lock(folder: Path) -> Iterator[bool]:
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        free = True
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            free = False
-        except OSError:  # a file system without locks
-            pass
+        free = _flock(handle, fcntl.LOCK_EX)
+        for seconds in _SECONDS_BETWEEN_TRIES:
+            if free:
+                break
+            time.sleep(seconds)
+            free = _flock(handle, fcntl.LOCK_EX)
         yield free
     finally:
         os.close(handle)
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process holds an existing folder with `folder_lock`; neither that process nor a later one is disturbed.
+
+    Where the system or the file system has no such locks, or does not share them with the machine that the process is
+    on, no folder is held.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return False
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        return not _flock(handle, fcntl.LOCK_SH)  # shared, so that two that look do not take each other for a run
+    finally:
+        os.close(handle)
+
+
+def _flock(handle: int, kind: int) -> bool:
+    """Take a lock, unless another process has one that excludes it."""
+    import fcntl
+
+    try:
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        pass
+    return True
 
 
 @contextmanager

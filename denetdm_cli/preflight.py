@@ -11,6 +11,7 @@ from denetdm_cli.models.branches import build_branch
 from denetdm_cli.runs import RunFolder
 from denetdm_cli.runtime import seeded
 from denetdm_cli.schema import (
+    PLACE,
     SELECTION_RULES,
     BranchConfig,
     Config,
@@ -21,10 +22,7 @@ from denetdm_cli.schema import (
     TrainPoeConfig,
 )
 
-_FREE_IN_STAGE_2 = (
-    "distill.", "model.target.", "selection", "compute.", "device", "threads", "checkpoint_minutes", "stop_signals",
-    "out", "dataset.root", "data.cache",
-)  # fmt: skip
+_FREE_IN_STAGE_2 = ("distill.", "model.target.", "selection", "compute.", *PLACE)
 
 
 def require_same_data(metadata: dict[str, Any], dataset: StoredDataset, path: Path) -> None:

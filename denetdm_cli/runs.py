@@ -10,13 +10,10 @@ from typing import Any, Literal
 from denetdm_cli import config as configuration
 from denetdm_cli.errors import CheckpointError, ConfigError
 from denetdm_cli.files import PART, folder_lock, naming, write_text
-from denetdm_cli.schema import SELECTION_RULES, Config, SelectionRule
+from denetdm_cli.schema import PLACE, SELECTION_RULES, Config, SelectionRule
 
 Resume = Literal["auto", "must", "never"]
 """What to do with a stopped run: go on where there is one, require one, or refuse to."""
-
-_MAY_DIFFER = ("device", "threads", "checkpoint_minutes", "stop_signals", "out", "dataset.root", "data.cache")
-"""Settings that say where and how a run happens, not what it computes."""
 
 
 class RunFolder:
@@ -163,7 +160,7 @@ class RunFolder:
         self.resume_file.unlink(missing_ok=True)
 
     def _require_same_settings(self, config: Config) -> None:
-        different = [d for d in configuration.differences(config, self.config()) if d[0] not in _MAY_DIFFER]
+        different = [d for d in configuration.differences(config, self.config()) if d[0] not in PLACE]
         if different:
             lines = "".join(f"\n  {key}: {theirs!r} there, {ours!r} now" for key, ours, theirs in different)
             hint = " Every run keeps a checkpoint for each selection rule: give --select to distill or evaluate."

@@ -288,6 +288,10 @@ class DistillConfig(StageConfig):
         return self
 
 
+PLACE = ("device", "threads", "checkpoint_minutes", "stop_signals", "out", "dataset.root", "data.cache")
+"""Keys that say where and how a run happens, not what it computes."""
+
+
 class ComputeConfig(Section):
     """How a step is computed; weights, optimiser and evaluation are always fp32."""
 

@@ -19,13 +19,10 @@ from denetdm_cli.files import atomic_file
 from denetdm_cli.preflight import require_same_data
 from denetdm_cli.runs import stage_folders
 from denetdm_cli.runtime import use_threads, versions
-from denetdm_cli.schema import SELECTION_RULES, Config, SelectionRule
+from denetdm_cli.schema import PLACE, SELECTION_RULES, Config, SelectionRule
 from denetdm_cli.selection import overlap
 
-_MAY_DIFFER = (
-    "seed", "device", "threads", "checkpoint_minutes", "stop_signals", "out", "dataset.", "data.cache", "selection",
-    "distill.teacher",
-)  # fmt: skip
+_MAY_DIFFER = ("seed", *PLACE, "dataset.", "selection", "distill.teacher")
 """Settings in which checkpoints with a common mean may differ; data, rule and teacher are compared by what was used."""
 
 

@@ -1,6 +1,7 @@
 """Files and folders are whole or not there, whatever stops the writing."""
 
 import errno
+import fcntl
 import hashlib
 import os
 import stat
@@ -8,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from denetdm_cli.files import atomic_file, atomic_folder, folder_lock, sha256, write_text
+from denetdm_cli import files
+from denetdm_cli.files import atomic_file, atomic_folder, folder_lock, is_held, sha256, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -192,3 +194,31 @@ def test_what_a_killed_process_left_is_removed_but_not_what_is_being_written(tmp
     with folder_lock(busy), atomic_folder(tmp_path / "set") as folder:
         (folder / "file").touch()
     assert sorted(path.name for path in tmp_path.iterdir()) == [".set.busy.part", "set"]
+
+
+def test_to_look_whether_a_folder_is_held_changes_nothing(tmp_path: Path) -> None:
+    assert not is_held(tmp_path)
+    with folder_lock(tmp_path) as free:
+        assert free
+        assert is_held(tmp_path)
+        assert is_held(tmp_path)
+        with folder_lock(tmp_path) as second:
+            assert not second
+    assert not is_held(tmp_path)
+
+
+def test_a_process_that_looks_keeps_no_other_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looking = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    assert not is_held(tmp_path)
+    ended: list[float] = []
+
+    def look_ends(seconds: float) -> None:
+        if not ended:
+            os.close(looking)
+        ended.append(seconds)
+
+    monkeypatch.setattr(files.time, "sleep", look_ends)
+    with folder_lock(tmp_path) as free:
+        assert free
+    assert len(ended) == 1

@@ -25,7 +25,7 @@ COMMANDS = sorted(
     set(
         re.findall(
             r"denetdm (?:make-data|validate|train-poe|distill|evaluate|configs"
-            r"|download-pretrained|convert|export|predict) [^\n|&]+",
+            r"|download-pretrained|convert|export|predict|status|report) [^\n|&]+",
             "\n".join(BLOCKS),
         )
     )
@@ -44,7 +44,7 @@ def test_a_command_of_the_readme_parses(line: str) -> None:
 def test_the_readme_has_commands() -> None:
     assert {line.split()[1] for line in COMMANDS} == {
         "make-data", "validate", "train-poe", "distill", "evaluate", "configs",
-        "download-pretrained", "convert", "export", "predict",
+        "download-pretrained", "convert", "export", "predict", "status", "report",
     }  # fmt: skip
 
 

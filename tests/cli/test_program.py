@@ -14,6 +14,7 @@ class TestProgram:
 import contextlib, io, sys
 from denetdm_cli.cli import main
 for words in ("--help", "--version", "train-poe --help", "distill --help", "evaluate --help", "make-data --help",
+              "status --help", "report --help",
               "configs ls", "configs show coloredmnist"):
     sys.argv = ["denetdm", *words.split()]
     out = io.StringIO()
@@ -39,7 +40,9 @@ print(sorted({name.split(".")[0] for name in sys.modules} & {"torch", "torchvisi
 
     def test_every_command_is_listed(self) -> None:
         out = good("--help").out
-        assert all(name in out for name in ("make-data", "train-poe", "distill", "evaluate", "configs"))
+        assert all(
+            name in out for name in ("make-data", "train-poe", "distill", "evaluate", "configs", "status", "report")
+        )
 
     @pytest.mark.parametrize(
         "arguments",
