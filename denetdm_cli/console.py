@@ -18,7 +18,7 @@ from denetdm_cli.training import Progress as StepProgress
 
 _SECONDS_BETWEEN_LINES = 1.0
 _SECONDS_BETWEEN_DATA_LINES = 5.0
-_PLAIN_WIDTH = 110
+_PLAIN_WIDTH = 80
 
 
 def stream(*, stderr: bool) -> Console:

@@ -10,8 +10,6 @@ import typer
 
 from denetdm_cli.errors import EXIT_INTERRUPTED, ConfigError
 
-_GROUPS_AT_A_GLANCE = 64
-
 
 def load_config(dataset: str | None, file: Path | None, settings: list[str] | None, options: dict[str, Any]) -> Any:
     """The configuration that --dataset or --config names, with --set and plain options on top."""
@@ -62,11 +60,6 @@ def make_or_open(
         raise typer.Exit(EXIT_INTERRUPTED) from None
     finally:
         report.close()
-
-
-def few_groups(dataset: Any) -> bool:
-    """Whether the images of every group can be listed at a glance."""
-    return len(dataset.class_names) * max(len(dataset.bias_names), 1) <= _GROUPS_AT_A_GLANCE
 
 
 def draw_sheet(dataset: Any, path: Path, name: str) -> None:
