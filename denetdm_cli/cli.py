@@ -150,7 +150,8 @@ def validate(
         Path, typer.Argument(help="A data set folder, or images to be: class folders, a CSV file, an archive.")
     ],
     preview: Annotated[
-        Path | None, typer.Option(help="Where to draw a contact sheet (default: DATA-sheet.png here).", metavar="FILE")
+        Path | None,
+        typer.Option(help="Where to draw a contact sheet (default: DATA-sheet.png here).", metavar="FILE.png"),
     ] = None,
     settings: SetOption = None,
 ) -> None:

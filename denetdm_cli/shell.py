@@ -100,10 +100,17 @@ def train(events: Any) -> Any:
 
 
 def require_ending(path: Path, ending: str, option: str) -> None:
-    """Refuse to replace a file of another kind."""
+    """Refuse a name that says another kind of file than is written, and to replace a file of another kind."""
     if path.is_dir():
         raise ConfigError(f"{option} {path} is a folder", f"Give the name of a file that ends in {ending}.")
-    if path.is_file() and path.suffix.lower() != ending:
+    if path.suffix.lower() == ending:
+        return
+    if path.suffix:
+        raise ConfigError(
+            f"{option} {path} ends in {path.suffix}, and what is written is a {ending} file",
+            f"Give a name that ends in {ending}.",
+        )
+    if path.is_file():
         raise ConfigError(f"{option} {path}: there is another file of that name", f"Give a name that ends in {ending}.")
 
 
