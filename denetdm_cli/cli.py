@@ -106,6 +106,7 @@ def make_data(
 ) -> None:
     """Make a biased data set, or import one, in the layout of LfF and DeNetDM."""
     from denetdm_cli import config
+    from denetdm_cli.data.catalog import ImportConfig
     from denetdm_cli.tables import show_dataset
 
     if preview is not None:
@@ -124,9 +125,9 @@ def make_data(
         for value in (ratio if ratio else (None,))
     ]
     made = shell.make_or_open(wanted, source, force, frost)
+    imported = source is not None and isinstance(wanted[0], ImportConfig)  # of what is made, the recipe says the counts
     for stored, new in made:
-        groups = source is not None and shell.few_groups(stored)
-        show_dataset(stored, f"{stored.path} ({'made now' if new else 'was there already'})", groups=groups)
+        show_dataset(stored, f"{stored.path} ({'made now' if new else 'was there already'})", groups=imported)
     if preview is not None:
         shell.draw_sheet(made[0][0], preview, made[0][0].path.name)
 
@@ -137,7 +138,8 @@ def validate(
         Path, typer.Argument(help="A data set folder, or images to be: class folders, a CSV file, an archive.")
     ],
     preview: Annotated[
-        Path | None, typer.Option(help="Where to draw a contact sheet (default: DATA-sheet.png here).", metavar="FILE")
+        Path | None,
+        typer.Option(help="Where to draw a contact sheet (default: DATA-sheet.png here).", metavar="FILE.png"),
     ] = None,
     settings: SetOption = None,
 ) -> None:

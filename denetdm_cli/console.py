@@ -18,7 +18,7 @@ from denetdm_cli.training import Progress as StepProgress
 
 _SECONDS_BETWEEN_LINES = 1.0
 _SECONDS_BETWEEN_DATA_LINES = 5.0
-_PLAIN_WIDTH = 110
+_PLAIN_WIDTH = 80
 
 
 def stream(*, stderr: bool) -> Console:
@@ -53,6 +53,8 @@ class DataReport:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._told = time.perf_counter()
+        self._began = (self._told, 0)
+        self._reached = (0, 0)
 
     def say(self, line: str) -> None:
         """One line that stays."""
@@ -64,10 +66,7 @@ class DataReport:
     def advance(self, what: str, done: int, total: int) -> None:
         """`done` of `total` steps are done; the line goes when all are."""
         if not sys.stderr.isatty():
-            now = time.perf_counter()
-            if done and now - self._told > _SECONDS_BETWEEN_DATA_LINES:
-                self._told = now
-                say(f"{what}: {done:,} of {total:,}")
+            self._tell(what, done, total)
             return
         if self._bar is None:
             columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TaskProgressColumn())
@@ -80,6 +79,17 @@ class DataReport:
             self._bar.update(self._task, description=escape(what), completed=done, total=total)
         if done >= total:
             self.close()
+
+    def _tell(self, what: str, done: int, total: int) -> None:
+        now = time.perf_counter()
+        if total != self._reached[1] or done < self._reached[0]:  # other work, at a pace of its own
+            self._began = now, done
+        self._reached = done, total
+        if done and now - self._told > _SECONDS_BETWEEN_DATA_LINES:
+            self._told = now
+            began, before = self._began
+            left = f", {_duration((now - began) / (done - before) * (total - done))} left" if done > before else ""
+            say(f"{what}: {done:,} of {total:,}{left}")
 
     def close(self) -> None:
         """Remove the live line."""

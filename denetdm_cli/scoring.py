@@ -51,12 +51,15 @@ class Score:
     files: list[str] | None
 
     @property
-    def on_selection_data(self) -> bool:
-        """Whether the epoch, or its teacher's, was picked by its result on some of these very images."""
+    def on_selection_data(self) -> bool | None:
+        """Whether the epoch, or its teacher's, was picked by its result on some of these very images; None: unknown."""
         trained_on, picked_on = self.metadata["dataset"], self.metadata["selection"]["picked_on"]
-        same_images = self.dataset["evaluation_digest"] == trained_on["evaluation_digest"]
         own_valid = trained_on["own_valid_split"]
-        return same_images and any(overlap(part, self.part, own_valid=own_valid) for part in picked_on)
+        if not any(overlap(part, self.part, own_valid=own_valid) for part in picked_on):
+            return False
+        if trained_on["evaluation_digest"] is None:
+            return None
+        return bool(self.dataset["evaluation_digest"] == trained_on["evaluation_digest"])
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the single predictions."""
@@ -198,7 +201,7 @@ def summarise(scores: Sequence[Score]) -> dict[str, dict[str, dict[str, float | 
     alike: dict[str, set[str]] = {
         "stage": {score.metadata["stage"] for score in scores},
         "teacher": {str(score.metadata["selection"]["teacher_rule"]) for score in scores},
-        "training data": {str(score.metadata["dataset"]["digest"])[:16] for score in scores},
+        "training data": {(score.metadata["dataset"]["digest"] or "unknown")[:16] for score in scores},
         "selection rule": {score.metadata["selection"]["rule"] for score in scores},
         "evaluated part": {score.part for score in scores},
         "data set": {score.dataset["digest"][:16] for score in scores},

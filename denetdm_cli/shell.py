@@ -12,8 +12,6 @@ import typer
 from denetdm_cli import stopping
 from denetdm_cli.errors import ConfigError
 
-_GROUPS_AT_A_GLANCE = 64
-
 
 def load_config(dataset: str | None, file: Path | None, settings: list[str] | None, options: dict[str, Any]) -> Any:
     """The configuration that --dataset or --config names, with --set and plain options on top."""
@@ -64,11 +62,6 @@ def make_or_open(
         raise
     finally:
         report.close()
-
-
-def few_groups(dataset: Any) -> bool:
-    """Whether the images of every group can be listed at a glance."""
-    return len(dataset.class_names) * max(len(dataset.bias_names), 1) <= _GROUPS_AT_A_GLANCE
 
 
 def draw_sheet(dataset: Any, path: Path, name: str) -> None:
@@ -156,10 +149,17 @@ def go_on_command() -> str:
 
 
 def require_ending(path: Path, ending: str, option: str) -> None:
-    """Refuse to replace a file of another kind."""
+    """Refuse a name that says another kind of file than is written, and to replace a file of another kind."""
     if path.is_dir():
         raise ConfigError(f"{option} {path} is a folder", f"Give the name of a file that ends in {ending}.")
-    if path.is_file() and path.suffix.lower() != ending:
+    if path.suffix.lower() == ending:
+        return
+    if path.suffix:
+        raise ConfigError(
+            f"{option} {path} ends in {path.suffix}, and what is written is a {ending} file",
+            f"Give a name that ends in {ending}.",
+        )
+    if path.is_file():
         raise ConfigError(f"{option} {path}: there is another file of that name", f"Give a name that ends in {ending}.")
 
 

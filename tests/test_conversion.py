@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,10 @@ from torch import Tensor, nn
 from denetdm_cli import checkpoint
 from denetdm_cli.config import load, preset_path
 from denetdm_cli.conversion import convert_to_official, convert_to_ours, read_state_dict
-from denetdm_cli.errors import CheckpointError
+from denetdm_cli.errors import CheckpointError, ConfigError
 from denetdm_cli.models.experts import ProductOfExperts, TargetModel
 from denetdm_cli.models.official import Official
-from denetdm_cli.scoring import score_all
+from denetdm_cli.scoring import score_all, summarise
 
 CPU = torch.device("cpu")
 MNIST = Official("coloredmnist", "train-poe")
@@ -90,6 +91,12 @@ def test_group_accuracies_are_those_of_the_official_evaluation(tmp_path: Path, s
         assert {key: metrics[key] for key in expected} == pytest.approx({k: v.mean() for k, v in expected.items()})
         assert 0 < metrics["unbiased"] < 1
     assert score.part == "evaluation"
+
+    trained_on = {**score.metadata["dataset"], "digest": "a" * 64}
+    other = replace(score, path=tmp_path / "b.safetensors", metadata={**score.metadata, "dataset": trained_on})
+    with pytest.raises(ConfigError) as refused:
+        summarise([score, other])
+    assert refused.value.what.endswith("different training data: aaaaaaaaaaaaaaaa, unknown")
 
 
 def test_what_a_converted_model_says_of_itself(tmp_path: Path, th: Path) -> None:

@@ -175,7 +175,8 @@ def test_training_on_it(source: Path, tmp_path: Path) -> None:
 
 def test_group_tables_name_every_class(source: Path, tmp_path: Path) -> None:
     """Ten corruptions with long names leave little room; what a row is about must not give way."""
-    good("make-data", "corruptedcifar10", "--type", 1, "--ratio", 0.1, "--source", source)
+    made = good("make-data", "corruptedcifar10", "--type", 1, "--ratio", 0.1, "--source", source).out
+    assert "images by group" not in made, "what is made has the counts of its recipe"
     words = ["--set", "dataset.type=1", "--ratio", 0.1, "--device", "cpu", "--epochs", 1, "--batch-size", 50]
     mlps = [
         word for name in ("shallow", "deep") for word in ("--set", f"model.{name}={{name: mlp, depth: 3, width: 64}}")

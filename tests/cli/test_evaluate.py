@@ -125,6 +125,8 @@ class TestEvaluate:
         before = config.read_bytes()
         refused(2, call("evaluate", run, "--predictions", config), "--predictions", ".csv")
         assert config.read_bytes() == before
+        refused(2, call("evaluate", run, "--predictions", "p.xlsx"), "--predictions p.xlsx ends in .xlsx", ".csv")
+        assert not Path("p.xlsx").exists()
 
     def test_which_of_several_distilled_stages(self, run: Path) -> None:
         def chosen(*words: str) -> str:

@@ -196,6 +196,26 @@ class TestGroups:
             assert ({row["bias"] for row in rows} == {""}) is not judged
         assert np.array(scored(run, "--split", "test")["metrics"]["target"]["groups"]).shape == (2, 3)
 
+    def test_the_groups_of_an_import_are_counted_however_many(self, tmp_path: Path) -> None:
+        """DFA's sets have a hundred groups."""
+        root = tmp_path / "cifar10c"
+        for label in range(10):
+            for k in range(19):
+                paint(root / "5pct" / "align" / str(label) / f"{k}_{label}_{label}.png", 0, 0, 100 * label + k)
+            other = (label + 1) % 10
+            paint(root / "5pct" / "conflict" / str(label) / f"{label}_{label}_{other}.png", 0, 1, label)
+            paint(root / "5pct" / "valid" / f"{label}_{label}_3.png", 0, 1, 20 + label)
+            paint(root / "test" / str(label) / f"{label}_{label}_{9 - label}.png", 0, 1, 40 + label)
+        for again in ((), ("--force",)):
+            imported = good("make-data", "cifar10c", "--ratio", 0.05, "--source", "cifar10c", *again).out
+            for split in ("train", "valid", "test"):
+                assert f"{split}: images by group" in imported
+            train = imported.partition("train: images by group")[2].partition("valid: images by group")[0]
+            rows = {line.split()[0]: line.split()[1:] for line in train.splitlines()[4:14]}
+            assert rows["airplane"] == ["19", "1", *"--------"]
+            assert rows["truck"] == ["1", *"--------", "19"]
+        assert "images by group" not in good("make-data", "cifar10c", "--ratio", 0.05).out
+
     def test_bar_as_published(self, tmp_path: Path) -> None:
         kinds = ("climbing", "diving", "fishing", "pole vaulting", "racing", "throwing")
         for split, count in (("train", 4), ("test", 3)):

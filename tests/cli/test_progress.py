@@ -76,3 +76,38 @@ class TestOutput:
             r"train-poe epoch 100/100 \S+ 100% loss 12\.3456 123,456 images/s [0-9:-]+ left *", shown[-3]
         )
         assert shown[-2].strip() == "conflicting/aligned % shallow 98.8/100.0 deep 98.8/100.0 product 98.8/100.0"
+
+
+class TestWorkOnData:
+    @pytest.fixture
+    def told(self, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+        """The plain lines for steps (seconds on the clock, what, done, total)."""
+
+        def tell(*steps: tuple[float, str, int, int]) -> list[str]:
+            clock = iter([0.0, *(seconds for seconds, *_ in steps)])
+            monkeypatch.setattr(console.time, "perf_counter", lambda: next(clock))
+            with contextlib.redirect_stderr(io.StringIO()) as err:
+                report = console.DataReport()
+                for _, what, done, total in steps:
+                    report.advance(what, done, total)
+            return err.getvalue().splitlines()
+
+        return tell
+
+    def test_plain_lines_say_how_long_it_takes(self, told: Callable[..., list[str]]) -> None:
+        assert told((0.0, "a", 0, 1000), (6.0, "a", 60, 1000), (7.0, "b", 80, 1000), (20.0, "b", 200, 1000)) == [
+            "a: 60 of 1,000, 1 min 34 s left",
+            "b: 200 of 1,000, 1 min 20 s left",
+        ]
+
+    def test_from_where_a_download_goes_on(self, told: Callable[..., list[str]]) -> None:
+        assert told((100.0, "a", 900, 1000), (110.0, "a", 910, 1000)) == [
+            "a: 900 of 1,000",
+            "a: 910 of 1,000, 1 min 30 s left",
+        ]
+
+    def test_other_work_has_a_pace_of_its_own(self, told: Callable[..., list[str]]) -> None:
+        first = [(0.0, "a", 10, 100), (1.0, "a", 100, 100)]
+        for total in (100, 200):
+            again = [(2.0, "b", 10, total), (12.0, "b", 20, total)]
+            assert told(*first, *again) == [f"b: 20 of {total}, {'1 min 20 s' if total == 100 else '3 min 0 s'} left"]

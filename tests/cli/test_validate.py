@@ -177,6 +177,20 @@ class TestSheet:
         assert "\nwhat to do: " in outcome.err
         assert only_new(tmp_path, before) == set()
 
+    @pytest.mark.parametrize("name", ["look.jpg", "look.JPEG", "look.png.bak", "new/look.csv"])
+    def test_a_name_that_says_another_kind_of_file(self, packed: Path, tmp_path: Path, name: str) -> None:
+        before = contents(tmp_path)
+        ending = Path(name).suffix
+        refused(2, call("validate", packed, "--preview", name), f"--preview {name} ends in {ending}", ".png")
+        again = call("make-data", "folder", "--source", "images/labels.csv", "--size", 16, "--preview", name, "--force")
+        refused(2, again, f"--preview {name} ends in {ending}", ".png")
+        assert only_new(tmp_path, before) == set()
+
+    def test_an_ending_in_capitals(self, packed: Path, tmp_path: Path) -> None:
+        for _ in range(2):
+            good("validate", packed, "--preview", "LOOK.PNG")
+        assert is_sheet(tmp_path / "LOOK.PNG")
+
     def test_a_name_that_is_no_name_of_a_picture(self, packed: Path, tmp_path: Path) -> None:
         before = contents(tmp_path)
         good("validate", packed, "--preview", "look")

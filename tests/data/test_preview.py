@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from denetdm_cli.data import preview
 from denetdm_cli.data.preview import contact_sheet
 from denetdm_cli.data.store import Split
 
@@ -99,6 +100,80 @@ def test_long_names_stay_in_their_column(tmp_path: Path) -> None:
     xs = np.nonzero((long != short).any(axis=2))[1]
     half = (columns[1] - columns[0]) / 2
     assert columns[1] - half < xs.min() <= xs.max() < columns[1] + half
+
+
+LONG = "an extraordinarily long name of class"
+
+
+@pytest.fixture(params=["fonts of the system", "Pillow's own font"])
+def _fonts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "Pillow's own font":
+        monkeypatch.setattr(preview, "_SYSTEM_FONTS", ())
+
+
+@pytest.mark.usefixtures("_fonts")
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("猫", "犬"),
+        ("собака", "кошка"),
+        ("Käse", "Kase"),
+        ("a\nb", "a\tb"),
+        ("\u200b1", "1"),
+        (f"{LONG} 1", f"{LONG} 2"),
+    ],
+    ids=ascii,
+)
+def test_names_of_any_script_and_length_can_be_told_apart(tmp_path: Path, names: tuple[str, str]) -> None:
+    """Of two columns with equal images, the names alone differ."""
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    split = Split(images, np.array([0, 1], np.uint8), np.array([0, 1], np.uint8))
+    sheet = draw(tmp_path / "sheet.png", split, class_names=names, bias_names=names, aligned=(0, 1), rows=0)
+    ys, xs = np.nonzero((sheet == 0).all(axis=2))
+    top, bottom, left, right = ys.min(), ys.max() + 1, xs.min(), xs.max() + 1
+    step = right - left - 84
+    first, second = (sheet[:, begin - 4 : begin + 88] for begin in (left, left + step))
+    assert (first[top:bottom] == second[top:bottom]).all()
+    assert (first[top - 28 : top] != second[top - 28 : top]).any(), "class names"
+    assert (first[bottom:] != second[bottom:]).any(), "names of bias values"
+
+
+@pytest.mark.usefixtures("_fonts")
+@pytest.mark.parametrize("name", ["Käse", "собака", "猫", "🐱", "a\nb", "cafe\u0301"])
+def test_no_letter_is_a_box(name: str) -> None:
+    text, font = preview._lettering(name, 17)
+    box = font.getmask("\ufffe")
+    glyphs = [font.getmask(letter) for letter in text]
+    assert all(glyph.size != box.size or bytes(glyph) != bytes(box) for glyph in glyphs)
+    assert text.isprintable()
+
+
+def test_a_font_of_the_system_spares_what_it_has() -> None:
+    if preview._font("DejaVuSans.ttf", 17) is None:
+        pytest.skip("DejaVu Sans is not installed")
+    assert preview._lettering("Käse, собака", 17)[0] == "Käse, собака"
+    assert preview._lettering("Käse, собака, 猫", 17)[0].startswith("Käse, собака, ")
+
+
+def test_what_no_font_has_is_written_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preview, "_SYSTEM_FONTS", ())
+    plain = {
+        "Käse": "Kase",
+        "cafe\u0301": "cafe",
+        "Straße": "Stra\\xdfe",
+        "猫": "\\u732b",
+        "a\nb": "a\\nb",
+    }
+    assert {name: preview._lettering(name, 17)[0] for name in plain} == plain
+
+
+def test_a_long_title_makes_a_wide_sheet(tmp_path: Path) -> None:
+    split = make_split()
+    usual = draw(tmp_path / "usual.png", split)
+    wide = draw(tmp_path / "wide.png", split, title="M" * 60)
+    assert wide.shape[1] > usual.shape[1]
+    assert (wide[:50, -preview._MARGIN + 4 :] == 255).all(), "it ends before the margin"
+    assert (wide[:50] < 100).any()
 
 
 def test_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
