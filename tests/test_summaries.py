@@ -93,7 +93,7 @@ class TestStates:
                 events.close()  # type: ignore[attr-defined]
         found = summarise(folder)
         assert (found.state, found.epoch) == ("stopped", 2)
-        *_, end = stages.train_poe(tiny_config, tiny_dataset, resume=True)
+        *_, end = stages.train_poe(tiny_config, tiny_dataset)
         assert isinstance(end, stages.Finished)
         found = summarise(folder)
         kept = end.results["rules"]["last"]["metrics"]
