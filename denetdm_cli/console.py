@@ -88,7 +88,7 @@ class DataReport:
         if done and now - self._told > _SECONDS_BETWEEN_DATA_LINES:
             self._told = now
             began, before = self._began
-            left = f", {_duration((now - began) / (done - before) * (total - done))} left" if done > before else ""
+            left = f", {duration((now - began) / (done - before) * (total - done))} left" if done > before else ""
             say(f"{what}: {done:,} of {total:,}{left}")
 
     def close(self) -> None:

@@ -32,9 +32,10 @@ class TestConfiguration:
         }
         assert "valid" in outcome.out
 
-    def test_every_problem_comes_at_once(self, train: Callable[..., Outcome], tmp_path: Path) -> None:
+    def test_every_problem_comes_at_once(self, tmp_path: Path) -> None:
         settings = ["model.deep.name=resnet", "train_poe.epoch=3", "distill.tau=.nan", "distill.drop_last=1"]
-        outcome = train("--ratio", 1.5, "--seed", -1, "--device", "gpu", *(w for s in settings for w in ("--set", s)))
+        words = ("--ratio", 1.5, "--seed", -1, "--device", "gpu", *(w for s in settings for w in ("--set", s)))
+        outcome = call("train-poe", "--dataset", "coloredmnist", *words)
         refused(
             2,
             outcome,
