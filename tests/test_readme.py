@@ -11,6 +11,7 @@ import typer
 from denetdm_cli.cli import app
 from denetdm_cli.errors import (
     EXIT_INTERRUPTED,
+    EXIT_STOPPED,
     CheckpointError,
     ConfigError,
     DataError,
@@ -35,7 +36,8 @@ COMMANDS = sorted(
 @pytest.mark.parametrize("line", COMMANDS)
 def test_a_command_of_the_readme_parses(line: str) -> None:
     command: Any = typer.main.get_command(app)
-    words = shlex.split(line.replace("$seed", "0"))[1:]
+    line = re.sub(r"\$\(\(.*?\)\)", "0", re.sub(r"\$\{.*?\}", "0.01", line))  # what bash would put there
+    words = shlex.split(line)[1:]
     while hasattr(command, "commands"):
         command = command.commands[words.pop(0)]
     command.make_context(command.name, words)
@@ -53,5 +55,6 @@ def test_exit_codes_are_in_the_readme(kind: type) -> None:
     assert re.search(rf"^\| {kind.exit_code} \| ", README, flags=re.MULTILINE)  # type: ignore[attr-defined]
 
 
-def test_the_exit_code_of_ctrl_c_is_in_the_readme() -> None:
+def test_the_exit_codes_of_signals_are_in_the_readme() -> None:
     assert f"| {EXIT_INTERRUPTED} | stopped by Ctrl-C" in README
+    assert f"| {EXIT_STOPPED} | stopped by a signal" in README

@@ -1,0 +1,66 @@
+"""The README's scripts for SLURM, with stand-ins for what SLURM brings."""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from cli_support import NAME, figures
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+SCRIPTS = [
+    block for block in re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL) if block.startswith("#!/bin/bash")
+]
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> dict[str, str]:
+    """An environment in which `scontrol` notes what it is told and `denetdm` trains what TRAINED says."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name, body in {
+        "scontrol": f'echo "$@" >> {shlex.quote(str(tmp_path / "told"))}',
+        "denetdm": f'echo "$@" >> {shlex.quote(str(tmp_path / "asked"))}\n'
+        f"exec {shlex.quote(sys.executable)} -m denetdm_cli $TRAINED",
+    }.items():
+        (tools / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tools / name).chmod(0o755)
+    return os.environ | {
+        "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "SLURM_JOB_ID": "42", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+
+
+def test_a_job_that_is_requeued_until_it_is_done(cluster: dict[str, str], data_root: Path, tmp_path: Path) -> None:
+    words = f"train-poe --dataset coloredmnist --ratio 0.1 --device cpu --epochs 60 --data-root {data_root}"
+    script = tmp_path / "job.sh"
+    script.write_text(SCRIPTS[0])
+    folder = tmp_path / "runs" / NAME / "seed0" / "train-poe"
+    environment = cluster | {"TRAINED": words}
+    with subprocess.Popen(["/bin/bash", script], env=environment, stderr=subprocess.PIPE, text=True) as job:
+        until = time.monotonic() + 60
+        while not (folder / "resume.safetensors").exists() and job.poll() is None and time.monotonic() < until:
+            time.sleep(0.01)
+        job.send_signal(signal.SIGUSR1)
+        _, err = job.communicate(timeout=60)
+    assert job.returncode == 75, err
+    assert (tmp_path / "told").read_text() == "requeue 42\n"
+    assert 1 <= len(figures(folder)) < 60
+
+    again = subprocess.run(["/bin/bash", script], env=environment, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "told").read_text() == "requeue 42\n"
+    assert len(figures(folder)) == 60
+
+
+def test_an_array_covers_all_ratios_and_seeds(cluster: dict[str, str], tmp_path: Path) -> None:
+    for task in range(20):
+        environment = cluster | {"SLURM_ARRAY_TASK_ID": str(task), "TRAINED": "--version"}
+        subprocess.run(["/bin/bash", "-c", SCRIPTS[1]], env=environment, check=True, capture_output=True)
+    asked = (tmp_path / "asked").read_text().splitlines()
+    runs = {tuple(re.findall(r"--ratio (\S+) --seed (\S+)", line)[0]) for line in asked}
+    assert runs == {(ratio, str(seed)) for ratio in ("0.005", "0.01", "0.02", "0.05") for seed in range(5)}
