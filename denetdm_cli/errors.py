@@ -1,5 +1,9 @@
 """Errors a user can mend: what is wrong, what to do, and the exit code the program ends with."""
 
+from collections.abc import Sequence
+
+_SHOWN = 4
+
 
 class UserError(Exception):
     """A mistake outside the program's own code; the command line prints it in two parts and exits.
@@ -65,3 +69,9 @@ class StorageError(UserError):
 
 EXIT_INTERRUPTED = 130
 """Stopped by Ctrl-C; the last completed epoch is kept."""
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The first few names for a message, and how many more there are."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

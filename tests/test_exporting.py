@@ -34,6 +34,7 @@ NETWORKS: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
     "projected": ({"name": "resnet18", "weights": None, "width": 64}, (32, 32)),
     "as_it_is": ({"name": "resnet18", "weights": None, "width": 512}, (32, 32)),
     "squeezenet": ({"name": "squeezenet1_1", "weights": None, "width": 24}, (40, 40)),
+    "googlenet": ({"name": "googlenet", "weights": "imagenet", "width": 24}, (16, 16)),
     "mnasnet": ({"name": "mnasnet0_5", "weights": None, "width": 24}, (32, 32)),
 }
 FILES = ["README.md", "config.json", "model.safetensors"]
