@@ -122,7 +122,7 @@ def _is_plain(value: object) -> bool:
     """Whether it is a dense tensor with all of its content in memory; a file can also hold tensors without any."""
     if not isinstance(value, Tensor) or type(value) not in (Tensor, nn.Parameter):
         return False
-    if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized or value.is_nested:
+    if value.layout != torch.strided or value.device.type != "cpu" or value.is_nested:
         return False
     return value.untyped_storage().nbytes() >= value.numel() * value.element_size()
 

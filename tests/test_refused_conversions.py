@@ -87,7 +87,9 @@ def _tensors(state: object) -> Callable[[Path], None]:
     return lambda path: torch.save(state, path)
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:Validating sparse")
+@pytest.mark.filterwarnings(
+    "ignore::FutureWarning", "ignore:Validating sparse", "ignore:The PyTorch API of nested", "ignore:TypedStorage"
+)
 @pytest.mark.parametrize(
     ("write", "message", "fix"),
     [
@@ -114,6 +116,11 @@ def _tensors(state: object) -> Callable[[Path], None]:
         (_tensors({1: torch.ones(1)}), "such as 1", "state_dict"),
         (_tensors({"a": torch.eye(3).to_sparse()}), "such as 'a'", "state_dict"),
         (_tensors({"a": torch.ones(3, device="meta")}), "such as 'a'", "state_dict"),
+        (
+            lambda path: torch.save({"a": torch.nested.nested_tensor([torch.ones(2)])}, path),
+            "such as 'a'",
+            "state_dict",
+        ),
         (_tensors({"a": torch.ones(1).expand(10**12)}), "such as 'a'", "state_dict"),
         (_tensors({"a\x1b[31m": torch.ones(1)}), r"such as 'a\\x1b\[31m'", "state_dict"),
         (_zip(("a\x1b[31m", b"x")), r"its first file is 'a\\x1b\[31m'", "Unpack"),
