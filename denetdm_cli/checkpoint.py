@@ -14,7 +14,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from denetdm_cli.config import from_mapping
-from denetdm_cli.errors import CheckpointError, ConfigError
+from denetdm_cli.errors import CheckpointError, ConfigError, some_of
 from denetdm_cli.files import atomic_file
 from denetdm_cli.models.experts import ProductOfExperts, TargetModel
 from denetdm_cli.optimizer import Adam
@@ -22,7 +22,6 @@ from denetdm_cli.schema import SELECTION_RULES, Config, SelectionRule
 
 FORMAT_VERSION = 2
 _METADATA_KEY = "denetdm"
-_NAMES_SHOWN = 4
 _MODELS: dict[str, type[ProductOfExperts] | type[TargetModel]] = {"train-poe": ProductOfExperts, "distill": TargetModel}
 
 
@@ -129,7 +128,7 @@ def load_model(path: Path, device: torch.device) -> LoadedModel:
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise CheckpointError(
-            f"{path} does not describe its model; in its metadata, {_some(problems)}",
+            f"{path} does not describe its model; in its metadata, {some_of(problems)}",
             f"Give {' or '.join(f'{rule}.safetensors' for rule in SELECTION_RULES)} as denetdm wrote it.",
         ) from None
     except ConfigError as error:
@@ -199,9 +198,11 @@ def _require_same(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], p
     differences = {
         "missing": sorted(expected.keys() - found.keys()),
         "extra": sorted(found.keys() - expected.keys()),
-        "of another shape or type": [_mismatch(name, found[name], expected[name]) for name in shared],
+        "of another shape or type": [
+            mismatch for name in shared if (mismatch := _mismatch(name, found[name], expected[name]))
+        ],
     }
-    problems = [f"{word}: {_some(names)}" for word, names in differences.items() if any(names)]
+    problems = [f"{word}: {some_of(names)}" for word, names in differences.items() if names]
     if problems:
         raise CheckpointError(
             f"{path} does not hold the tensors of its model; {'; '.join(problems)}",
@@ -218,9 +219,3 @@ def _mismatch(name: str, found: Tensor, expected: Tensor) -> str:
 
 def _describe(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
-
-
-def _some(names: list[str]) -> str:
-    names = [name for name in names if name]
-    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
-    return ", ".join(names[:_NAMES_SHOWN]) + more

@@ -192,9 +192,13 @@ def _explain(details: ErrorDetails) -> str:
     key, owner, field = _place(details["loc"])
     value, kind = details["input"], details["type"]
     if kind == "extra_forbidden":
-        section = key.rpartition(".")[0]
+        section, _, leaf = key.rpartition(".")
         beside = ", ".join(owner.model_fields)
-        near = _nearest(key, [f"{section}.{name}".strip(".") for name in owner.model_fields]) or _nearest(key, _keys())
+        if kinds := _kinds(section, leaf):
+            near = f"; {leaf} goes with {', '.join(kinds)}"
+        else:
+            names = [f"{section}.{name}".strip(".") for name in owner.model_fields]
+            near = _nearest(key, names) or _nearest(key, _keys())
         return f"{key}: unknown key (value {_shown(value)}); {section or 'the top'} has {beside}{near}"
     if kind == "value_error":
         return f"{key}: {details['ctx']['error']}"
@@ -231,9 +235,10 @@ def _is_section(annotation: Any) -> TypeGuard[type[BaseModel]]:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
-def _kinds(key: str) -> list[str]:
-    names = list(KINDS[key])
-    return [*names[:-1], "a classifier of torchvision such as resnet18"] if names[-1] == "torchvision" else names
+def _kinds(key: str, having: str = "name") -> list[str]:
+    """The kinds of a section that have a key, for messages; none where no name chooses a kind."""
+    names = [name for name, kind in KINDS.get(key, {}).items() if having in kind.model_fields]
+    return ["a classifier of torchvision such as resnet18" if name == "torchvision" else name for name in names]
 
 
 def _shown(value: object) -> str:

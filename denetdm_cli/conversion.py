@@ -2,16 +2,12 @@
 
 import io
 import json
-import pickle
-import re
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from denetdm_cli import __version__, checkpoint
 from denetdm_cli.config import differences, load, preset_path
@@ -22,15 +18,9 @@ from denetdm_cli.files import atomic_file, sha256
 from denetdm_cli.models.official import ARCHITECTURES, KINDS, Dataset, Official, recognise, to_official, to_ours
 from denetdm_cli.schema import Config
 from denetdm_cli.selection import provenance, reported_metric
+from denetdm_cli.state_dicts import is_safetensors, read_state_dict
 
-_START = 512
 _SETTINGS_SHOWN = 6
-_FORBIDDEN = re.compile(r"GLOBAL ([\w.]+)")
-"""How torch names what it refuses to call; the rest of its message says how to call it all the same."""
-_GET_STATE_DICT = (
-    "Give a state dict. Where you trust the file and have the code it was saved with, make one: "
-    "torch.save(model.state_dict(), PATH)."
-)
 _NAMES: dict[Dataset, tuple[list[str], list[str]]] = {
     "coloredmnist": ([str(digit) for digit in range(10)], list(COLOUR_NAMES)),
     "corruptedcifar10": (list(CIFAR10_CLASSES), [f"corruption {value}" for value in range(10)]),
@@ -57,7 +47,7 @@ def convert_to_ours(
         CheckpointError: the source is missing, damaged, holds more than tensors or is of another architecture, or the
             destination exists and differs.
     """
-    state = read_state_dict(source)
+    state = _read(source)
     kind = recognise(state, str(source))
     tensors = to_ours(state, kind, str(source))
     metadata = _metadata(kind, {**(origin or {}), "file": source.name, "sha256": sha256(source), **_notes(state)})
@@ -92,102 +82,18 @@ def convert_to_official(source: Path, destination: Path, *, force: bool = False)
     return kind
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file that torch.save wrote, without running any code in it.
-
-    A state dict under the one key `state_dict` is taken out; the prefix `module.` of DataParallel is left out.
+def _read(path: Path) -> dict[str, Tensor]:
+    """The state dict of a file that torch.save wrote.
 
     Raises:
-        CheckpointError: missing, damaged, of another kind, or holding more than tensors.
+        CheckpointError: as `read_state_dict`, or it is a safetensors file.
     """
-    _refuse_foreign(path)
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except pickle.UnpicklingError as error:
-        if named := _FORBIDDEN.search(str(error)):
-            raise CheckpointError(
-                f"{path} holds more than tensors: it calls {named[1]}, and could run code when it is read; "
-                "it was refused, and nothing in it was run",
-                _GET_STATE_DICT,
-            ) from None
-        raise _damaged(path, "its pickle cannot be read") from None
-    except Exception as error:  # whatever a damaged file comes to
-        raise _damaged(path, str(error) or type(error).__name__) from None
-    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
-        found = found["state_dict"]
-    if not isinstance(found, Mapping):
-        raise CheckpointError(f"{path} holds a {type(found).__name__}, not a state dict", _GET_STATE_DICT)
-    if not found:
-        raise CheckpointError(f"{path} holds an empty state dict", _GET_STATE_DICT)
-    for name, value in found.items():
-        if not (isinstance(name, str) and _is_plain(value)):
-            raise CheckpointError(f"{path} holds more than plain tensors, such as {name!r}", _GET_STATE_DICT)
-    prefix = "module." if all(name.startswith("module.") for name in found) else ""
-    return {name.removeprefix(prefix): tensor for name, tensor in found.items()}
-
-
-def _is_plain(value: object) -> bool:
-    """Whether it is a dense tensor with its content in memory; a file can also hold tensors without any content."""
-    if not isinstance(value, Tensor) or type(value) not in (Tensor, nn.Parameter):
-        return False
-    return value.layout == torch.strided and value.device.type == "cpu"
-
-
-def _refuse_foreign(path: Path) -> None:
-    """Tell apart what is often found where a model is expected, before anything is parsed."""
-    if path.is_dir() or not path.exists():
-        raise CheckpointError(f"no file {path}", "Check the path.")
-    with path.open("rb") as file:
-        start = file.read(_START)
-    text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    if not start:
-        raise CheckpointError(f"{path} is empty", "Download it again.")
-    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<script")):
-        raise CheckpointError(
-            f"{path} is a web page, not a model",
-            "Google Drive sends such a page in place of a file when too many have downloaded it or when it wants a "
-            "confirmation. Open the address in a browser and download the file there, or try again a day later.",
-        )
-    if start[8:10] == b'{"' and int.from_bytes(start[:8], "little") < path.stat().st_size:
+    if is_safetensors(path):
         raise CheckpointError(
             f"{path} is a safetensors file, not one that torch.save wrote",
             "A checkpoint of denetdm needs no conversion; to turn one into a .th file, add --to official.",
         )
-    if start[:2] == b"PK":
-        _refuse_archive(path)
-    elif start[:1] != b"\x80":  # before torch 1.6, torch.save wrote pickles
-        raise CheckpointError(f"{path} is no file that torch.save wrote", "Give a .th file of the official code.")
-
-
-def _refuse_archive(path: Path) -> None:
-    """Refuse a zip that torch.save did not write, that is not whole, or that takes more memory than its size."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            names = [member.filename for member in members]
-            if any(name.endswith("/constants.pkl") for name in names):
-                raise CheckpointError(f"{path} is a TorchScript archive, which holds code", _GET_STATE_DICT)
-            if not any(name.endswith("/data.pkl") for name in names):
-                first = f" (its first file is {names[0]})" if names else ""
-                raise CheckpointError(
-                    f"{path} is a zip archive of something else than a model{first}",
-                    "Unpack it and give the .th file in it.",
-                )
-            if sum(member.file_size for member in members) > path.stat().st_size:
-                raise CheckpointError(
-                    f"{path} claims to hold more than its own size, which no file that torch.save wrote does",
-                    "Do not use it; get the file from where it was published.",
-                )
-            if altered := archive.testzip():  # torch itself does not look
-                raise _damaged(path, f"{altered} has another checksum")
-    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError, zlib.error) as error:
-        raise _damaged(path, str(error) or type(error).__name__) from None
-
-
-def _damaged(path: Path, reason: str) -> CheckpointError:
-    return CheckpointError(f"{path} is cut short or damaged: {reason.splitlines()[0]}", "Copy or download it again.")
+    return read_state_dict(path, "a .th file of the official code")
 
 
 def _notes(state: Mapping[str, Tensor]) -> dict[str, str]:
@@ -324,7 +230,7 @@ def _lasting(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_official(path: Path, state: Mapping[str, Tensor]) -> bool:
     try:
-        return _equal(read_state_dict(path), state)
+        return _equal(_read(path), state)
     except CheckpointError:
         return False
 

@@ -7,7 +7,7 @@ from denetdm_cli.config import differences
 from denetdm_cli.data.store import StoredDataset
 from denetdm_cli.errors import CheckpointError, ConfigError
 from denetdm_cli.evaluation import LABEL_METRICS, Evaluation, group_metrics
-from denetdm_cli.models.branches import build_branch
+from denetdm_cli.models.branches import build_branch, learns_from_one_image
 from denetdm_cli.runs import RunFolder
 from denetdm_cli.runtime import seeded
 from denetdm_cli.schema import (
@@ -23,6 +23,9 @@ from denetdm_cli.schema import (
 )
 
 _FREE_IN_STAGE_2 = ("distill.", "model.target.", "selection", "compute.", *PLACE)
+
+_TRAINED = {"train_poe": ("shallow", "deep"), "distill": ("target",)}
+"""The branches of each stage in which batch normalisation takes its statistics from the batch."""
 
 
 def require_same_data(metadata: dict[str, Any], dataset: StoredDataset, path: Path) -> None:
@@ -41,27 +44,33 @@ def require_same_data(metadata: dict[str, Any], dataset: StoredDataset, path: Pa
 
 
 def require_full_batch(settings: StageConfig, section: str, dataset: StoredDataset, model: ModelConfig) -> None:
-    """Refuse batches larger than the data, and a last batch of one image, which batch normalisation cannot do with.
+    """Refuse batches larger than the data, and those of one image where a branch in training cannot do with it.
 
     Raises:
         ConfigError: the batch does not fit.
     """
-    images = len(dataset.splits["train"].target)
+    images, height, width, channels = dataset.splits["train"].images.shape
     if settings.batch_size > images:
         raise ConfigError(
             f"{section}.batch_size: {settings.batch_size} is larger than the training split, which has {images} images",
             "Give a smaller --batch-size.",
         )
-    if model.convolutional and settings.batch_size == 1:
+    of_one = settings.batch_size == 1
+    if not of_one and (settings.drop_last or images % settings.batch_size != 1):
+        return
+    for name in _TRAINED[section]:
+        branch: BranchConfig = getattr(model, name)
+        with seeded(0, "a trial"):
+            network = build_branch(branch, (channels, height, width), key=f"model.{name}")
+        if learns_from_one_image(network, (channels, height, width)):
+            continue
+        batches = "makes batches of one image" if of_one else f"leaves a last batch of one of the {images} images"
         raise ConfigError(
-            f"{section}.batch_size: 1 is too few for batch normalisation, which needs two",
-            "Give a larger --batch-size.",
-        )
-    if model.convolutional and not settings.drop_last and images % settings.batch_size == 1:
-        raise ConfigError(
-            f"{section}.batch_size: {settings.batch_size} leaves a last batch of one of the {images} training images, "
-            "and batch normalisation needs two",
-            f"Give another --batch-size, or --set {section}.drop_last=true.",
+            f"{section}.batch_size: {settings.batch_size} {batches}, and the batch normalisation of model.{name} "
+            f"({branch.name}) needs two, for it reduces {width}x{height} pixels to one",
+            "Give a larger --batch-size."
+            if of_one
+            else f"Give another --batch-size, or --set {section}.drop_last=true.",
         )
 
 

@@ -187,7 +187,8 @@ class TorchvisionConfig(Section):
     """Any classifier of torchvision by its name there.
 
     Its last layer is replaced by a linear projection to `width` features; where the layer before it has that width
-    already, nothing takes its place. `weights` is null, `imagenet` or a file.
+    already, nothing takes its place. `weights` is null, `imagenet` or a file; GoogLeNet and Inception v3 with weights
+    also change their input, as torchvision's do.
     """
 
     name: str
@@ -247,7 +248,7 @@ class ModelConfig(Section):
 
     @property
     def convolutional(self) -> bool:
-        """Whether a branch has convolutions, and with them batch normalisation."""
+        """Whether a branch has convolutions, be it to cut patches; they are fastest on batches with channels last."""
         return any(branch.name != "mlp" for branch in (self.shallow, self.deep, self.target))
 
 

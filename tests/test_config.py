@@ -417,6 +417,16 @@ class TestSectionsChosenByName:
             ("data.cache=ram", "data.cache: 'ram' is not allowed; must be one of auto, device, host, stream"),
             ("dataset.type=2", "dataset.type: 2 is not allowed; must be one of 0, 1"),
             ("dataset.size=32", "dataset.size: unknown key (value 32); dataset has root, name, type, ratio"),
+            (
+                "model.shallow.weights=imagenet",
+                "model.shallow.weights: unknown key (value 'imagenet'); model.shallow has name, depth, width; "
+                "weights goes with a classifier of torchvision such as resnet18",
+            ),
+            (
+                "dataset.fit=crop",
+                "dataset.fit: unknown key (value 'crop'); dataset has root, name, type, ratio, severity, seed; "
+                "fit goes with bffhq, bar, celeba, waterbirds, folder",
+            ),
             ("dataset={root: data}", f"dataset.name: missing; must be one of {DATASETS}"),
             ("model.target.name=18", "model.target.name: 18 is not allowed; must be one of mlp, cnn, cifar_resnet"),
             ("model.deep.name=mlpp", "model.deep.name: 'mlpp' is not allowed"),

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from denetdm_cli import checkpoint
 from denetdm_cli.config import load, preset_path
-from denetdm_cli.conversion import convert_to_official, convert_to_ours, read_state_dict
+from denetdm_cli.conversion import convert_to_official, convert_to_ours
 from denetdm_cli.errors import CheckpointError, ConfigError
 from denetdm_cli.models.experts import ProductOfExperts, TargetModel
 from denetdm_cli.models.official import Official
 from denetdm_cli.scoring import score_all, summarise
+from denetdm_cli.state_dicts import read_state_dict
 
 CPU = torch.device("cpu")
 MNIST = Official("coloredmnist", "train-poe")
@@ -169,7 +170,7 @@ def test_other_ways_to_save_a_state_dict(tmp_path: Path, mnist: OrderedDict[str,
         {"state_dict": {f"module.{name}": nn.Parameter(tensor) for name, tensor in mnist.items()}},
     ):
         torch.save(state, path, _use_new_zipfile_serialization=not old_format)
-        read = read_state_dict(path)
+        read = read_state_dict(path, "a model")
         assert list(read) == list(mnist)
         assert all(torch.equal(read[name], mnist[name]) for name in mnist)
 

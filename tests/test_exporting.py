@@ -21,6 +21,8 @@ from torchvision import models
 from denetdm_cli import exporting
 from denetdm_cli.errors import CheckpointError, ConfigError, UserError
 from denetdm_cli.exporting import export
+from denetdm_cli.models.experts import TargetModel
+from denetdm_cli.models.portable import portable
 from denetdm_cli.predicting import predict_files
 from denetdm_cli.selection import provenance
 from denetdm_cli.shipped import load_shipped
@@ -132,6 +134,21 @@ def test_projection_and_head_are_folded_in_double_precision(exported: Path) -> N
     assert torch.equal(tensors["fc.weight"], weight.float())
     assert torch.equal(tensors["fc.bias"], bias.float())
     assert tensors["fc.weight"].shape == (3, 512)
+
+
+def test_a_network_that_changes_its_input_does_so_elsewhere_too() -> None:
+    config = config_for({"name": "googlenet", "weights": "imagenet", "width": 24}).model
+    model = TargetModel(config, (3, 16, 16), 3, seed=0).eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight)  # so that much of the input reaches the output
+    made = portable(model, config.target, (3, 16, 16))
+    x = torch.randn(2, 3, 16, 16)
+    assert torch.allclose(made.module(x), model(x), rtol=1e-4, atol=1e-5)
+    built: dict[str, Any] = {"models": models}
+    exec(made.code, built)
+    built["model"].load_state_dict(made.module.state_dict())
+    assert torch.allclose(built["model"].eval()(x), model(x), rtol=1e-4, atol=1e-5)
 
 
 def test_names_of_the_plain_networks(exported: Path) -> None:

@@ -87,16 +87,18 @@ def _tensors(state: object) -> Callable[[Path], None]:
     return lambda path: torch.save(state, path)
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:Validating sparse")
+@pytest.mark.filterwarnings(
+    "ignore::FutureWarning", "ignore:Validating sparse", "ignore:The PyTorch API of nested", "ignore:TypedStorage"
+)
 @pytest.mark.parametrize(
     ("write", "message", "fix"),
     [
         (lambda path: None, "no file", "path"),
-        (lambda path: path.mkdir(), "no file", "path"),
+        (lambda path: path.mkdir(), "a folder, not a file", "official"),
         (_bytes(b""), "is empty", "again"),
         (_bytes(b"\xef\xbb\xbf\n <!DOCTYPE html><html><title>Google Drive - Quota exceeded"), "web page", "browser"),
         (_bytes(b"<HTML><head>"), "web page", "browser"),
-        (_bytes(b"\x89PNG and so on"), "no file that torch.save wrote", "official"),
+        (_bytes(b"\x89PNG and so on"), "no file of weights", "official"),
         (_bytes(b"PK\x03\x04 and no more"), "cut short or damaged", "again"),
         (_bytes(b"\x80\x02}q\x00."), "cut short or damaged", "again"),
         (_zip(("readme.txt", b"x"), ("coloredmnist/model.th", b"x")), "something else.*readme.txt", "Unpack"),
@@ -114,6 +116,14 @@ def _tensors(state: object) -> Callable[[Path], None]:
         (_tensors({1: torch.ones(1)}), "such as 1", "state_dict"),
         (_tensors({"a": torch.eye(3).to_sparse()}), "such as 'a'", "state_dict"),
         (_tensors({"a": torch.ones(3, device="meta")}), "such as 'a'", "state_dict"),
+        (
+            lambda path: torch.save({"a": torch.nested.nested_tensor([torch.ones(2)])}, path),
+            "such as 'a'",
+            "state_dict",
+        ),
+        (_tensors({"a": torch.ones(1).expand(10**12)}), "such as 'a'", "state_dict"),
+        (_tensors({"a\x1b[31m": torch.ones(1)}), r"such as 'a\\x1b\[31m'", "state_dict"),
+        (_zip(("a\x1b[31m", b"x")), r"its first file is 'a\\x1b\[31m'", "Unpack"),
         (_tensors({"a": torch.ones(1)}), "none of the official code's models", "Colored MNIST"),
     ],
 )
@@ -128,6 +138,7 @@ def test_what_is_no_official_model_is_refused(
     assert re.search(message, caught.value.what)
     assert str(path) in caught.value.what
     assert "weights_only" not in str(caught.value)
+    assert all(part.isprintable() for part in caught.value.args)
     assert fix in caught.value.fix
     assert sorted(tmp_path.iterdir()) == before
 

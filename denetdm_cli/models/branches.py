@@ -4,7 +4,7 @@ from torch import nn
 
 from denetdm_cli.models.convnets import CNN, CifarResNet
 from denetdm_cli.models.mlp import MLP
-from denetdm_cli.models.torchvision_nets import build_torchvision
+from denetdm_cli.models.torchvision_nets import build_torchvision, trial
 from denetdm_cli.schema import BranchConfig, CifarResnetConfig, CnnConfig, MlpConfig
 
 
@@ -32,3 +32,15 @@ def build_branch(
     if isinstance(config, CifarResnetConfig):
         return CifarResNet(channels, config.depth)
     return build_torchvision(config, image_shape, key, start_weights=start_weights)
+
+
+def learns_from_one_image(branch: nn.Module, image_shape: tuple[int, int, int]) -> bool:
+    """Whether a batch of one image (C, H, W) can train a branch that takes such images; nothing is computed.
+
+    It cannot where batch normalisation reads maps of one pixel: torch then finds a single value a channel.
+    """
+    try:
+        trial(branch.train(), image_shape)
+    except ValueError:  # "Expected more than 1 value per channel when training"
+        return False
+    return True

@@ -11,6 +11,7 @@ from torch import Tensor
 from denetdm_cli.errors import CheckpointError
 from denetdm_cli.models.experts import ProductOfExperts, TargetModel
 from denetdm_cli.schema import BranchConfig, CifarResnetConfig, CnnConfig, MlpConfig, ModelConfig, TorchvisionConfig
+from denetdm_cli.state_dicts import COUNTER, differences, in_words
 
 Dataset: TypeAlias = Literal["coloredmnist", "corruptedcifar10", "bffhq"]
 Stage: TypeAlias = Literal["train-poe", "distill"]
@@ -114,10 +115,6 @@ _PREFIXES: dict[Official, _Prefixes] = {
 """Our modules to theirs; where one module has several names in their file, it is there several times."""
 KINDS = tuple(_PREFIXES)
 
-_COUNTER = ".num_batches_tracked"
-_WIDENED = (torch.float16, torch.bfloat16)
-"""What is read as float32, without loss."""
-
 
 def recognise(state: Mapping[str, Tensor], origin: str = "the state dict") -> Official:
     """Which of the official state dicts one is, by the names and shapes of its tensors.
@@ -130,7 +127,7 @@ def recognise(state: Mapping[str, Tensor], origin: str = "the state dict") -> Of
     Raises:
         CheckpointError: it is none of them; names the nearest and how it differs.
     """
-    found = {kind: _differences(state, _expected(state, kind)) for kind in KINDS}
+    found = {kind: differences(state, _expected(state, kind)) for kind in KINDS}
     for kind, different in found.items():
         if not any(different.values()):
             return kind
@@ -141,7 +138,7 @@ def recognise(state: Mapping[str, Tensor], origin: str = "the state dict") -> Of
 
     nearest = max(KINDS, key=likeness)
     raise CheckpointError(
-        f"{origin} is none of the official code's models; the nearest is {nearest}; {_shown(found[nearest])}",
+        f"{origin} is none of the official code's models; the nearest is {nearest}; {in_words(found[nearest])}",
         "Give a model made by the official code for Colored MNIST, Corrupted CIFAR-10 or BFFHQ, stage 1 or 2.",
     )
 
@@ -225,46 +222,13 @@ def _official_tensors(kind: Official) -> dict[str, Tensor]:
 def _expected(state: Mapping[str, Tensor], kind: Official) -> dict[str, Tensor]:
     """What a state dict of this kind must hold; see `recognise` for the counters."""
     tensors = _official_tensors(kind)
-    if any(name.endswith(_COUNTER) for name in state):
+    if any(name.endswith(COUNTER) for name in state):
         return tensors
-    return {name: tensor for name, tensor in tensors.items() if not name.endswith(_COUNTER)}
+    return {name: tensor for name, tensor in tensors.items() if not name.endswith(COUNTER)}
 
 
 def _require(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], kind: Official, origin: str) -> None:
-    different = _differences(found, expected)
-    if any(different.values()):
+    if different := in_words(differences(found, expected)):
         raise CheckpointError(
-            f"{origin} is not {kind}; {_shown(different)}", "Give an unaltered file of the model it is said to be."
+            f"{origin} is not {kind}; {different}", "Give an unaltered file of the model it is said to be."
         )
-
-
-def _differences(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, list[str]]:
-    unlike = [
-        f"{name} is {_described(found[name])}, not {_described(tensor)}"
-        for name, tensor in expected.items()
-        if name in found and not _alike(found[name], tensor)
-    ]
-    return {
-        "missing": [name for name in expected if name not in found],
-        "extra": [name for name in found if name not in expected],
-        "of another shape or type": unlike,
-    }
-
-
-def _alike(found: Tensor, expected: Tensor) -> bool:
-    same_type = found.dtype == expected.dtype or (expected.is_floating_point() and found.dtype in _WIDENED)
-    return found.shape == expected.shape and same_type
-
-
-def _described(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
-
-
-def _shown(different: Mapping[str, list[str]]) -> str:
-    """The first of each kind of difference, and how many more there are."""
-    shown = {
-        word: names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-        for word, names in different.items()
-        if names
-    }
-    return "; ".join(f"{word}: {text}" for word, text in shown.items())

@@ -4,13 +4,13 @@ import inspect
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor, nn
 
 from denetdm_cli.models import convnets
 from denetdm_cli.models.experts import TargetModel
-from denetdm_cli.schema import BranchConfig, CifarResnetConfig, CnnConfig, MlpConfig
+from denetdm_cli.models.torchvision_nets import builder_options
+from denetdm_cli.schema import BranchConfig, CifarResnetConfig, CnnConfig, MlpConfig, TorchvisionConfig
 
 _NETWORK_FILE = "network.py"
 _LOAD = 'model.load_state_dict(load_file("model.safetensors"))'
@@ -70,7 +70,7 @@ def portable(model: TargetModel, config: BranchConfig, image_shape: tuple[int, i
         return Portable(_joined(branch, head), False, description, code, files=files)
     if config.name.startswith("squeezenet"):
         return _squeezenet(config.name, branch, head)
-    return _torchvision(config.name, branch, head, image_shape)
+    return _torchvision(config, branch, head, image_shape)
 
 
 def _mlp(branch: nn.Module, head: nn.Linear) -> Portable:
@@ -90,10 +90,14 @@ def _squeezenet(name: str, branch: nn.Module, head: nn.Linear) -> Portable:
     return Portable(_joined(branch, head), False, description, code)
 
 
-def _torchvision(name: str, branch: nn.Module, head: nn.Linear, image_shape: tuple[int, int, int]) -> Portable:
+def _torchvision(
+    config: TorchvisionConfig, branch: nn.Module, head: nn.Linear, image_shape: tuple[int, int, int]
+) -> Portable:
     from torchvision import models
 
-    classes, arguments = head.out_features, _arguments(name, image_shape)
+    name, classes, arguments = config.name, head.out_features, builder_options(config, image_shape)
+    if "init_weights" in arguments:
+        arguments["init_weights"] = False  # for they are loaded
     net: nn.Module = models.get_model(name, weights=None, num_classes=classes, **arguments)
     last, layer = [(key, module) for key, module in net.named_modules() if isinstance(module, nn.Linear)][-1]
     given = "".join(f", {key}={value!r}" for key, value in arguments.items())
@@ -110,16 +114,6 @@ def _torchvision(name: str, branch: nn.Module, head: nn.Linear, image_shape: tup
     net.load_state_dict(state)
     description = f"torchvision's {name}" + ("" if is_stock else ", but its last layer has a bias")
     return Portable(_done(net), is_stock, description, code, _LOAD_MNASNET if is_mnasnet else _LOAD)
-
-
-def _arguments(name: str, image_shape: tuple[int, int, int]) -> dict[str, Any]:
-    """What torchvision's builder must be told besides the number of classes."""
-    _, height, width = image_shape
-    if name in ("googlenet", "inception_v3"):
-        return {"aux_logits": False, "init_weights": False}
-    if name.startswith("vit_"):
-        return {"image_size": height}
-    return {"input_size": (height, width)} if name.startswith("maxvit") else {}
 
 
 def _folded(projection: nn.Module, head: nn.Linear) -> tuple[Tensor, Tensor]:

@@ -2,12 +2,13 @@
 
 import difflib
 import functools
+import math
 import re
 import socket
 import ssl
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from itertools import chain
 from pathlib import Path
@@ -15,21 +16,21 @@ from typing import Any
 from urllib.error import URLError
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from denetdm_cli.errors import CheckpointError, ConfigError, DownloadError
+from denetdm_cli.errors import CheckpointError, ConfigError, DownloadError, some_of
 from denetdm_cli.files import sha256
 from denetdm_cli.schema import TorchvisionConfig
+from denetdm_cli.state_dicts import COUNTER, differences, in_words, read_state_dict
 
 _CLASSES = 1000
-_NAMES_SHOWN = 4
 _SILENCE_SECONDS = 15
 """How long a server may say nothing."""
 _HASH = re.compile(r"-([0-9a-f]{8,64})\.pth$")
 """Torchvision's file names end in the first digits of the file's SHA-256."""
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 """Heads that GoogLeNet and Inception v3 have for training on ImageNet, and we do not."""
+_POSITIONS = "encoder.pos_embedding"
 
 
 def build_torchvision(
@@ -55,15 +56,20 @@ def build_torchvision(
 
     _require_known(config.name, models.list_models(module=models), key)
     with _refusing_images(config.name, image_shape, key):
-        net: nn.Module = models.get_model(config.name, weights=None, **_options(config.name, image_shape))
+        net: nn.Module = models.get_model(config.name, weights=None, **builder_options(config, image_shape))
         head = _replace_head(net, config.width)
-        _try(net, image_shape)
+        trial(net.eval(), image_shape)
+    net.train()
     if isinstance(net, models.MNASNet):  # its own refuses every state dict without torch's version marks, such as ours
         vars(net)["_load_from_state_dict"] = functools.partial(nn.Module._load_from_state_dict, net)
     started_from = None
     if start_weights and config.weights is not None:
-        path = _imagenet_file(config.name, key) if config.weights == "imagenet" else _own_file(config.weights, key)
-        started_from = _start(net, head, config.name, path)
+        imagenet = config.weights == "imagenet"
+        path = _imagenet_file(config.name, key) if imagenet else Path(config.weights).expanduser()
+        try:
+            started_from = _start(net, head, config.name, path)
+        except CheckpointError as error:
+            raise CheckpointError(f"{key}.weights: {error.what}", error.fix) from None
     vars(net).update(out_features=config.width, started_from=started_from)
     return net
 
@@ -77,14 +83,18 @@ def _require_known(name: str, known: list[str], key: str) -> None:
         )
 
 
-def _options(name: str, image_shape: tuple[int, int, int]) -> dict[str, Any]:
-    """What a builder must be told besides."""
+def builder_options(config: TorchvisionConfig, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+    """What torchvision's builder of a network must be told besides the number of classes.
+
+    The ImageNet weights of GoogLeNet and Inception v3 were trained on images with mean and standard deviation 0.5;
+    torchvision's builders make the networks change their input to that (`transform_input`) where weights are given.
+    """
     _, height, width = image_shape
-    if name in ("googlenet", "inception_v3"):
-        return {"aux_logits": False, "init_weights": True}
-    if name.startswith("vit_"):
+    if config.name in ("googlenet", "inception_v3"):
+        return {"aux_logits": False, "init_weights": True, "transform_input": config.weights is not None}
+    if config.name.startswith("vit_"):
         return {"image_size": height}
-    return {"input_size": (height, width)} if name.startswith("maxvit") else {}
+    return {"input_size": (height, width)} if config.name.startswith("maxvit") else {}
 
 
 @contextmanager
@@ -120,39 +130,66 @@ def _replace_head(net: nn.Module, width: int) -> str:
     return name
 
 
-def _try(net: nn.Module, image_shape: tuple[int, int, int]) -> None:
-    """Let one image without content pass, which raises what such an image would raise."""
-    net.eval()
+def trial(net: nn.Module, image_shape: tuple[int, int, int]) -> None:
+    """Let one image without content pass, which raises what such an image would raise and changes nothing."""
     shapes = {name: tensor.to("meta") for name, tensor in chain(net.named_parameters(), net.named_buffers())}
     with torch.no_grad():
         torch.func.functional_call(net, shapes, (torch.empty(1, *image_shape, device="meta"),))
-    net.train()
 
 
 def _start(net: nn.Module, head: str, name: str, path: Path) -> dict[str, str]:
-    """Load all tensors but those of the head; the file's name and SHA-256."""
+    """Load all tensors but those of the head; the file's name and SHA-256, and what was changed."""
+    wanted = f"a state dict of torchvision's {name} (.pth or .safetensors), imagenet or null"
+    given = {_modern(tensor): content for tensor, content in read_state_dict(path, wanted).items()}
     digest = _verified(path)
-    tensors = _read(path)
-    for tensor in list(tensors):
-        modern = re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", tensor)  # DenseNet before torch 0.4.1
-        tensors[modern] = tensors.pop(tensor)
-        if modern.startswith((f"{head}.", *_AUXILIARY)):
-            del tensors[modern]
-    try:
-        found = net.load_state_dict(tensors, strict=False)
-        differences = {
-            "missing": [tensor for tensor in found.missing_keys if not tensor.startswith(f"{head}.")],
-            "extra": found.unexpected_keys,
-        }
-    except RuntimeError as error:
-        differences = {"of another shape": re.findall(r"size mismatch for (\S+):", str(error)) or [str(error)]}
-    problems = [f"{word}: {_some(names)}" for word, names in differences.items() if names]
-    if problems:
+    tensors = {t: content for t, content in given.items() if not t.startswith((f"{head}.", *_AUXILIARY))}
+    notes = _fit_positions(net, tensors)
+    expected = {
+        t: content
+        for t, content in net.state_dict().items()
+        if not t.startswith(f"{head}.") and (t in tensors or not t.endswith(COUNTER))
+    }
+    if different := in_words(differences(tensors, expected)):
         raise CheckpointError(
-            f"{path} does not hold the tensors of {name}; {'; '.join(problems)}",
-            f"Give a state dict of torchvision's {name}; only its last layer may differ.",
+            f"{path} does not hold the tensors of {name}; {different}",
+            f"Give a state dict of torchvision's {name}; only its last layer may differ. (Of a target model trained "
+            "here, denetdm export writes one.)",
         )
-    return {"file": path.name, "sha256": digest}
+    net.load_state_dict(tensors, strict=False)
+    if spoilt := [t for t, content in net.state_dict().items() if not content.isfinite().all()]:
+        raise CheckpointError(
+            f"{path} holds what is no finite number in {some_of(spoilt)}",
+            "Give weights whose training did not diverge.",
+        )
+    return {"file": path.name, "sha256": digest, **notes}
+
+
+def _modern(name: str) -> str:
+    """A tensor's name as torchvision has it today: DenseNets before torch 0.4.1 and vision transformers had others."""
+    name = re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", name)
+    return re.sub(r"(\.mlp\.)linear_([12])\.", lambda match: f"{match[1]}{'03'[int(match[2]) - 1]}.", name)
+
+
+def _fit_positions(net: nn.Module, tensors: dict[str, Tensor]) -> dict[str, str]:
+    """Interpolate the position embeddings of a vision transformer whose weights are for images of another size.
+
+    So does torchvision (`interpolate_embeddings`), after Dosovitskiy et al., ICLR 2021, section 3.2.
+
+    Returns:
+        What was done, if anything was.
+    """
+    from torchvision.models import VisionTransformer
+    from torchvision.models.vision_transformer import interpolate_embeddings
+
+    if not isinstance(net, VisionTransformer) or _POSITIONS not in tensors:
+        return {}
+    before = tensors[_POSITIONS].shape
+    with suppress(ValueError, RuntimeError):  # no square of patches, say: its shape is then refused
+        tensors.update(interpolate_embeddings(net.image_size, net.patch_size, {_POSITIONS: tensors[_POSITIONS]}))
+    if tensors[_POSITIONS].shape == before:
+        return {}
+    sides = (math.isqrt(length - 1) for length in (before[1], tensors[_POSITIONS].shape[1]))
+    return {"position_embedding": "interpolated from {0}x{0} to {1}x{1} patches".format(*sides)}
 
 
 def _verified(path: Path) -> str:
@@ -166,39 +203,6 @@ def _verified(path: Path) -> str:
             "Delete it and download it again.",
         )
     return digest
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file or, without running any code in it, of a torch file."""
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        tensors: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # whatever a damaged pickle comes to
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(
-            f"{path} is damaged, or holds more than tensors: {reason}",
-            "Give a state dict, saved with torch.save(model.state_dict(), PATH) or as .safetensors.",
-        ) from None
-    if isinstance(tensors, dict):
-        others = [str(k) for k, value in tensors.items() if not (isinstance(k, str) and isinstance(value, Tensor))]
-    else:
-        others = [f"a {type(tensors).__name__}"]
-    if others:
-        raise CheckpointError(
-            f"{path} holds more than tensors: {_some(others)}",
-            "Give a state dict, saved with torch.save(model.state_dict(), PATH).",
-        )
-    return tensors
-
-
-def _own_file(text: str, key: str) -> Path:
-    path = Path(text).expanduser()
-    if not path.is_file():
-        raise CheckpointError(f"{key}.weights: no file {path}", "Check the path, or give imagenet or null.")
-    return path
 
 
 def _imagenet_file(name: str, key: str) -> Path:
@@ -236,8 +240,3 @@ def _imagenet_file(name: str, key: str) -> Path:
     finally:
         socket.setdefaulttimeout(before)
     return path
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
-    return ", ".join(names[:_NAMES_SHOWN]) + more

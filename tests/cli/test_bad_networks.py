@@ -1,15 +1,15 @@
 """Networks, batches and start weights that do not fit: refused before anything is written."""
 
 import json
-import os
 from pathlib import Path
 from urllib.error import URLError
 
 import pytest
 import torch
-from cli_support import Outcome, call, contents, good, refused
+from cli_support import Outcome, call, contents, good, plain, refused
 from own_images import class_folders, tiny
 from safetensors.torch import save_file
+from torchvision.models import shufflenet_v2_x0_5
 
 IMAGES = 20
 """Of the training split."""
@@ -94,6 +94,9 @@ class TestBranches:
 
 
 class TestBatches:
+    NORMALISED = "name: shufflenet_v2_x0_5, weights: null, width: 64"
+    """Ends in maps of one pixel, for images of 16x16."""
+
     def test_larger_than_the_data(self, tmp_path: Path) -> None:
         outcome = stage_1("--batch-size", IMAGES + 1)
         refused(2, outcome, f"train_poe.batch_size: {IMAGES + 1}", f"{IMAGES} images", "--batch-size")
@@ -106,19 +109,28 @@ class TestBatches:
 
     def test_a_last_batch_of_one_image(self, tmp_path: Path) -> None:
         options = ("--batch-size", IMAGES - 1, "--set", "train_poe.drop_last=false")
-        normalised = branches(deep="name: cifar_resnet, depth: 8")
+        normalised = branches(deep=self.NORMALISED)
         outcome = stage_1(*options, networks=normalised)
-        refused(2, outcome, f"train_poe.batch_size: {IMAGES - 1} leaves a last batch of one", "drop_last=true")
+        words = (f"train_poe.batch_size: {IMAGES - 1} leaves a last batch of one", "model.deep (shufflenet_v2_x0_5)")
+        refused(2, outcome, *words, "16x16 pixels to one", "drop_last=true")
         assert not (tmp_path / "runs").exists()
-        assert stage_1(*options).code == 0, "without batch normalisation one image does"
+        for networks in (None, branches(deep="name: cifar_resnet, depth: 8"), branches(target=self.NORMALISED)):
+            assert stage_1(*options, "--force", networks=networks).code == 0, "in these, one image does"
         assert stage_1("--batch-size", IMAGES - 1, "--force", networks=normalised).code == 0, "the one is left out"
 
     def test_a_last_batch_of_one_image_in_stage_2(self, run: Path) -> None:
-        target = ("--set", "model.target={name: cifar_resnet, depth: 8}")
+        target = ("--set", f"model.target={{{self.NORMALISED}}}")
         words = ("--epochs", 1, "--batch-size", IMAGES - 1)
         refused(2, call("distill", run, *words, *target), "distill.batch_size", "--set distill.drop_last=true")
         assert not (run / "distill").exists()
         good("distill", run, *words, *target, "--set", "distill.drop_last=true")
+
+    def test_one_image_a_batch(self) -> None:
+        options = ("--batch-size", 1, "--epochs", 1)
+        refused(
+            2, stage_1(*options, networks=branches(self.NORMALISED)), "train_poe.batch_size: 1 makes batches of one"
+        )
+        assert stage_1(*options).code == 0
 
     @pytest.mark.parametrize("setting", ["random_crop_padding=-1", "random_resized_crop=[0.5]", "std=[1, 1, 0]"])
     def test_augmentation_that_there_is_not(self, tmp_path: Path, setting: str) -> None:
@@ -148,10 +160,14 @@ class TestStartWeights:
         ("content", "words"),
         [
             (None, ["no file", "imagenet or null"]),
-            (b"", ["damaged, or holds more than tensors"]),
-            (b"PK\x03\x04nonsense", ["damaged, or holds more than tensors"]),
+            (b"", ["is empty", "download it again"]),
+            (b"PK\x03\x04nonsense", ["is cut short or damaged: its zip archive cannot be read", "download it again"]),
+            (b"some words", ["is no file of weights", ".pth or .safetensors"]),
+            (b"<!DOCTYPE html>", ["is a web page", "in a browser"]),
+            ("folder", ["is a folder", ".pth or .safetensors"]),
+            ("diverged", ["no finite number in conv1.1.bias"]),
             ("other", ["does not hold the tensors of shufflenet_v2_x0_5", "missing: conv1", "extra: conv.weight"]),
-            ("pickle", ["holds more than tensors"]),
+            ("pickle", ["holds more than tensors: it calls torch", "nothing in it was run", "model.state_dict()"]),
         ],
     )
     @pytest.mark.parametrize("ending", [".pth", ".safetensors"])
@@ -160,16 +176,25 @@ class TestStartWeights:
         if content == "other":
             tensors = {"conv.weight": torch.ones(3, 3)}
             save_file(tensors, file) if ending == ".safetensors" else torch.save(tensors, file)
+        elif content == "diverged":
+            state = shufflenet_v2_x0_5(weights=None).state_dict()
+            state["conv1.1.bias"][0] = torch.nan
+            save_file(state, file) if ending == ".safetensors" else torch.save(state, file)
         elif content == "pickle":
-            torch.save({"model": os.getcwd, "epoch": 3}, file)
-            words = words if ending == ".pth" else ["damaged"]
+            torch.save(torch.nn.Linear(2, 2), file)
+        elif content == "folder":
+            file.mkdir()
         elif isinstance(content, bytes):
             file.write_bytes(content)
-        refused(4, stage_1(networks=branches(deep=self.DEEP.format(file))), file, *words)
+        outcome = stage_1(networks=branches(deep=self.DEEP.format(file)))
+        refused(4, outcome, f"model.deep.weights: {'no file ' if content is None else ''}{file}", *words)
+        assert plain(outcome.err)
+
+    def test_a_network_that_starts_from_no_file(self) -> None:
+        outcome = stage_1("--set", "model.deep.weights=imagenet")
+        refused(2, outcome, "model.deep.weights: unknown key", "weights goes with a classifier of torchvision")
 
     def test_a_sound_file_is_named_in_the_results(self, tmp_path: Path) -> None:
-        from torchvision.models import shufflenet_v2_x0_5
-
         file = tmp_path / "weights.pth"
         torch.save(shufflenet_v2_x0_5(weights=None).state_dict(), file)
         networks = branches(deep=self.DEEP.format(file))

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from denetdm_cli.models.branches import build_branch
+from denetdm_cli.models.branches import build_branch, learns_from_one_image
 from denetdm_cli.models.convnets import CNN, CifarResNet
 from denetdm_cli.models.mlp import MLP
 from denetdm_cli.schema import BranchConfig, CifarResnetConfig, CnnConfig, MlpConfig, TorchvisionConfig
@@ -51,3 +51,38 @@ def test_the_branches_of_bffhq_take_its_images() -> None:
     ):
         with torch.no_grad():
             assert build_branch(config, (3, 224, 224))(x).shape == (2, 512)
+
+
+def _net(name: str) -> BranchConfig:
+    return TorchvisionConfig(name=name, weights=None, width=7)
+
+
+@pytest.mark.parametrize(
+    ("config", "size", "learns"),
+    [
+        (MlpConfig(name="mlp", depth=3, width=4), 8, True),
+        (CnnConfig(name="cnn", depth=3, width=4), 32, False),
+        (CnnConfig(name="cnn", depth=3, width=4), 36, True),
+        (CifarResnetConfig(name="cifar_resnet", depth=8), 4, False),
+        (CifarResnetConfig(name="cifar_resnet", depth=8), 5, True),
+        (_net("resnet18"), 32, False),
+        (_net("resnet18"), 33, True),
+        (_net("squeezenet1_1"), 32, True),
+        (_net("vit_b_32"), 32, True),
+        (_net("regnet_x_400mf"), 32, False),
+    ],
+)
+def test_a_branch_learns_from_one_image_where_torch_says_so(config: BranchConfig, size: int, learns: bool) -> None:
+    shape = (3, size, size)
+    branch = build_branch(config, shape)
+    before = {name: tensor.clone() for name, tensor in branch.state_dict().items()}
+    drawn = torch.get_rng_state()
+    assert learns_from_one_image(branch, shape) == learns
+    assert branch.training
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in branch.state_dict().items())
+    if learns:
+        branch(torch.rand(1, *shape)).sum().backward()
+    else:
+        with pytest.raises(ValueError, match="more than 1 value per channel"):
+            branch(torch.rand(1, *shape))

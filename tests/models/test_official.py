@@ -80,10 +80,10 @@ def test_the_presets_have_the_official_networks() -> None:
     ("change", "message"),
     [
         ({"classifier.bias": None}, "nearest is coloredmnist, stage 1 (train-poe); missing: classifier.bias"),
-        ({"dim_transform.weight": torch.ones(2), "z": torch.ones(1)}, "; extra: dim_transform.weight and 1 more"),
+        ({"dim_transform.weight": torch.ones(2), "z": torch.ones(1)}, "; extra: dim_transform.weight, z"),
         (
             {"classifier.weight": torch.ones(2, 100), "classifier.bias": torch.ones(2)},
-            "of another shape or type: classifier.weight is float32[2, 100], not float32[10, 100] and 1 more",
+            "of another shape or type: classifier.weight is float32[2, 100], not float32[10, 100], classifier.bias is",
         ),
         ({"classifier.bias": torch.ones(10).double()}, "classifier.bias is float64[10], not float32[10]"),
         ({"classifier.bias": torch.ones(10).long()}, "classifier.bias is int64[10], not float32[10]"),
@@ -144,7 +144,7 @@ def test_counters_are_all_there_or_none(state: Callable[[str, str], State]) -> N
     assert len(counters) == 22
     assert all(counter.dtype == torch.int64 and counter.shape == () and counter == 0 for counter in counters)
     old["bias_branch.bn1.num_batches_tracked"] = torch.tensor(1)
-    with pytest.raises(CheckpointError, match=r"missing: .*num_batches_tracked and 20 more"):
+    with pytest.raises(CheckpointError, match=r"missing: .*num_batches_tracked and 17 more"):
         recognise(old)
     with pytest.raises(CheckpointError, match=r"missing: .*num_batches_tracked"):
         to_official({k: v for k, v in ours.items() if "num_batches" not in k}, kind)

@@ -100,12 +100,16 @@ def _drop(*names: str) -> Callable[[State], object]:
     [
         (_drop("conv1.0.weight"), "missing: conv1.0.weight"),
         (lambda state: state.update({"more.weight": torch.ones(1)}), "extra: more.weight"),
-        (lambda state: state.update({"conv1.0.weight": torch.ones(2)}), "of another shape: conv1.0.weight"),
         (
-            lambda state: [state.update({f"module.{name}": state.pop(name)}) for name in list(state)],
-            r"missing: conv1.0.weight, conv1.1.weight, conv1.1.bias, conv1.1.running_mean and \d+ more; "
-            r"extra: module\.[^,]+, .* and \d+ more",
+            lambda state: state.update({"conv1.0.weight": torch.ones(2)}),
+            r"type: conv1.0.weight is float32\[2\], not float32\[24, 3, 3, 3\]",
         ),
+        (
+            lambda state: [state.update({f"net.{name}": state.pop(name)}) for name in list(state)],
+            r"missing: conv1.0.weight, conv1.1.weight, conv1.1.bias, conv1.1.running_mean and \d+ more; "
+            r"extra: net\.[^,]+, .* and \d+ more",
+        ),
+        (lambda state: state.update({"conv1.1.bias": torch.ones(24).long()}), "bias is int64.* not float32"),
     ],
 )
 def test_a_file_of_another_network_is_refused(
@@ -114,7 +118,7 @@ def test_a_file_of_another_network_is_refused(
     path = _saved(tmp_path / f"weights{suffix}", SMALL, change)
     with pytest.raises(CheckpointError, match=what) as error:
         _build(path)
-    assert error.value.what.startswith(f"{path} does not hold the tensors of {SMALL}; ")
+    assert error.value.what.startswith(f"model.target.weights: {path} does not hold the tensors of {SMALL}; ")
 
 
 def test_a_larger_network_of_the_family_is_refused(tmp_path: Path) -> None:
@@ -127,9 +131,39 @@ def test_the_last_layer_of_the_file_may_be_anything(tmp_path: Path, change: Call
     assert _build(_saved(tmp_path / "weights.pth", SMALL, change)).started_from
 
 
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, suffix: str, value: float) -> None:
+    def spoil(*names: str) -> Callable[[State], object]:
+        return lambda state: [state[name].view(-1)[-1:].fill_(value) for name in names]
+
+    path = _saved(tmp_path / f"weights{suffix}", SMALL, spoil("fc.weight", "conv5.0.weight", "conv1.1.running_var"))
+    error = _refused(CheckpointError, path)
+    assert error.what == (
+        f"model.target.weights: {path} holds what is no finite number in conv1.1.running_var, conv5.0.weight"
+    )
+    assert _build(_saved(tmp_path / f"head{suffix}", SMALL, spoil("fc.weight"))).started_from, "that is left out"
+
+
+@pytest.mark.parametrize("wrap", [lambda s: {"epoch": 3, "state_dict": s}, lambda s: {f"module.{k}": s[k] for k in s}])
+def test_other_ways_to_save_a_state_dict(tmp_path: Path, wrap: Callable[[State], object]) -> None:
+    state = torch.load(_saved(tmp_path / "plain.pth"))
+    torch.save(wrap(state), tmp_path / "wrapped.pth")
+    assert torch.equal(_build(tmp_path / "wrapped.pth").state_dict()["conv5.0.weight"], state["conv5.0.weight"])
+
+
+def test_content_decides_not_the_name(tmp_path: Path) -> None:
+    path = _saved(tmp_path / "a.safetensors").rename(tmp_path / "a.pth")
+    assert _build(path).started_from
+
+
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    for path in (tmp_path / "missing.pth", tmp_path):
-        assert _refused(CheckpointError, path).what == f"model.target.weights: no file {path}"
+    path = tmp_path / "missing.pth"
+    error = _refused(CheckpointError, path)
+    assert error.what == f"model.target.weights: no file {path}"
+    assert error.fix == (
+        f"Check the path, or give a state dict of torchvision's {SMALL} (.pth or .safetensors), imagenet or null."
+    )
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -138,8 +172,9 @@ def test_a_damaged_file_is_refused(tmp_path: Path, suffix: str, keep: int) -> No
     path = _saved(tmp_path / f"weights{suffix}")
     path.write_bytes(path.read_bytes()[:keep])
     error = _refused(CheckpointError, path)
-    assert error.what.startswith(f"{path} is damaged")
-    assert "\n" not in error.what
+    said = {0: "is empty", 7: "is no file of weights" if "safe" in suffix else "is cut short or damaged: "}
+    assert error.what.startswith(f"model.target.weights: {path} {said.get(keep, 'is cut short or damaged: ')}")
+    assert error.what.isprintable()
 
 
 def test_a_file_that_is_not_what_its_name_promises_is_refused(tmp_path: Path) -> None:
@@ -160,18 +195,23 @@ def test_no_code_in_a_file_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     torch.save({"conv1.0.weight": _Code()}, tmp_path / "torch.pth")
     (tmp_path / "plain.pth").write_bytes(pickle.dumps(_Code(), protocol=2))
-    for name in ("torch.pth", "plain.pth"):
-        assert "holds more than tensors" in _refused(CheckpointError, tmp_path / name).what
+    assert "holds more than tensors" in _refused(CheckpointError, tmp_path / "torch.pth").what
+    _refused(CheckpointError, tmp_path / "plain.pth")
     assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(
     ("content", "what"),
-    [({"epoch": 3, "state_dict": {}}, "epoch, state_dict"), ([torch.ones(1)], "a list"), ({3: torch.ones(1)}, "3")],
+    [
+        ({"epoch": 3, "model": {}}, "more than plain tensors, such as 'epoch'"),
+        ({"epoch": 3, "state_dict": {}}, "an empty state dict"),
+        ([torch.ones(1)], "a list, not a state dict"),
+        ({3: torch.ones(1)}, "more than plain tensors, such as 3"),
+    ],
 )
 def test_more_than_a_state_dict_is_refused(tmp_path: Path, content: object, what: str) -> None:
     torch.save(content, tmp_path / "weights.pth")
-    assert _refused(CheckpointError, tmp_path / "weights.pth").what.endswith(f"holds more than tensors: {what}")
+    assert _refused(CheckpointError, tmp_path / "weights.pth").what.endswith(f" holds {what}")
 
 
 def test_the_old_names_of_densenets_are_understood(tmp_path: Path) -> None:
@@ -195,6 +235,81 @@ def test_the_auxiliary_heads_of_a_googlenet_are_left_out(tmp_path: Path) -> None
     torch.save(source.state_dict(), tmp_path / "googlenet.pth")
     branch = _build(tmp_path / "googlenet.pth", "googlenet")
     assert torch.equal(branch.inception5b.branch4[1].conv.weight, source.inception5b.branch4[1].conv.weight)
+
+
+@pytest.mark.parametrize(("name", "width"), [("googlenet", 1024), ("inception_v3", 2048)])
+def test_networks_whose_input_is_changed_for_their_weights_are_torchvisions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, width: int
+) -> None:
+    torch.manual_seed(1)
+    state = models.get_model(name, weights=None, init_weights=False).state_dict()
+    torch.save(state, tmp_path / "weights.pth")
+    monkeypatch.setattr(models.WeightsEnum, "get_state_dict", lambda *_, **__: state)
+    theirs = models.get_model(name, weights="IMAGENET1K_V1").eval()
+    theirs.fc = nn.Identity()
+    config = _config(tmp_path / "weights.pth", name, width)
+    x = torch.rand(2, 3, 96, 96)
+    with torch.no_grad():
+        ours = build_branch(config, (3, 96, 96), start_weights=True).eval()
+        assert torch.equal(ours(x), theirs(x))
+        rebuilt = build_branch(config, (3, 96, 96)).eval()  # as from a checkpoint
+        rebuilt.load_state_dict(ours.state_dict())
+        assert torch.equal(rebuilt(x), theirs(x))
+        unchanged = build_branch(_config(None, name, width), (3, 96, 96)).eval()
+        unchanged.load_state_dict(ours.state_dict())
+        assert not torch.equal(unchanged(x), theirs(x))
+
+
+@pytest.fixture
+def small_vit(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], models.VisionTransformer]:
+    """A vision transformer for images of this size, in the place of torchvision's vit_b_16."""
+
+    def vit_b_16(image_size: int, weights: None = None) -> models.VisionTransformer:
+        return models.VisionTransformer(image_size, 16, num_layers=2, num_heads=2, hidden_dim=8, mlp_dim=12)
+
+    vit_b_16.__module__ = models.vision_transformer.__name__
+    monkeypatch.setitem(models._api.BUILTIN_MODELS, "vit_b_16", vit_b_16)
+    return vit_b_16
+
+
+@pytest.mark.parametrize("old_names", [False, True])
+@pytest.mark.parametrize("size", [32, 64, 96])
+def test_the_positions_of_a_vision_transformer_are_interpolated(
+    tmp_path: Path, small_vit: Callable[[int], models.VisionTransformer], size: int, old_names: bool
+) -> None:
+    source = small_vit(64)
+    nn.init.normal_(source.encoder.pos_embedding)
+    state = source.state_dict()
+    if old_names:  # those of the published files
+        state = {k.replace(".mlp.0.", ".mlp.linear_1.").replace(".mlp.3.", ".mlp.linear_2."): state[k] for k in state}
+    torch.save(state, tmp_path / "weights.pth")
+    theirs = small_vit(size)
+    theirs.load_state_dict(models.vision_transformer.interpolate_embeddings(size, 16, source.state_dict()))
+    theirs.heads.head = nn.Identity()
+    config = _config(tmp_path / "weights.pth", "vit_b_16", 8)
+    ours = build_branch(config, (3, size, size), start_weights=True)
+    x = torch.rand(2, 3, size, size)
+    assert torch.equal(ours.eval()(x), theirs.eval()(x))
+    sides = {32: "2x2", 96: "6x6"}
+    note = {} if size == 64 else {"position_embedding": f"interpolated from 4x4 to {sides[size]} patches"}
+    assert {key: ours.started_from[key] for key in ours.started_from.keys() - {"file", "sha256"}} == note
+
+
+@pytest.mark.parametrize("shape", [(1, 6, 8), (2, 5, 8), (5, 8), (1, 1, 8), (1, 0, 8), (1, 5, 9)])
+def test_positions_that_are_no_square_of_patches_are_refused(
+    tmp_path: Path, small_vit: Callable[[int], models.VisionTransformer], shape: tuple[int, ...]
+) -> None:
+    state = small_vit(32).state_dict()
+    state["encoder.pos_embedding"] = torch.ones(shape)
+    torch.save(state, tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match=r"another shape or type: encoder\.pos_embedding is"):
+        build_branch(_config(tmp_path / "weights.pth", "vit_b_16", 8), (3, 64, 64), start_weights=True)
+
+
+@pytest.mark.parametrize(("name", "sizes"), [("swin_t", (224, 45)), ("swin_v2_t", (224, 64)), ("maxvit_t", (224, 448))])
+def test_other_transformers_have_the_same_tensors_at_every_size(name: str, sizes: tuple[int, int]) -> None:
+    one, other = (build_branch(_config(None, name), (3, size, size)).state_dict() for size in sizes)
+    assert {key: tensor.shape for key, tensor in one.items()} == {key: tensor.shape for key, tensor in other.items()}
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
