@@ -9,9 +9,8 @@ from contextlib import contextmanager
 import torch
 
 from denetdm_cli import __version__
+from denetdm_cli.allotment import cpu_allotment
 from denetdm_cli.errors import ConfigError
-
-_DEFAULT_THREADS = torch.get_num_threads()
 
 
 def resolve_device(name: str) -> torch.device:
@@ -28,16 +27,19 @@ def resolve_device(name: str) -> torch.device:
     if name == "cuda":
         name = "cuda:0"
     if name not in present:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        hint = "" if visible is None else f" CUDA_VISIBLE_DEVICES is {visible!r}: the GPUs in it count from 0."
         raise ConfigError(
             f"device: {name!r} is not on this machine",
-            f"Devices here: {', '.join(present)}. Use --device auto or one of them.",
+            f"Devices here: {', '.join(present)}. Use --device auto or one of them.{hint}",
         )
     return torch.device(name)
 
 
 def use_threads(count: int) -> None:
-    """Compute with `count` CPU threads, at most as many as there are cores; 0 is as many as torch starts by itself."""
-    torch.set_num_threads(min(count, os.cpu_count() or 1) or _DEFAULT_THREADS)
+    """Compute with `count` CPU threads, but at most with the allotment of this process; 0 is all of it."""
+    allotment = cpu_allotment()
+    torch.set_num_threads(min(count or allotment, allotment))
 
 
 def derive_seed(seed: int, *names: object) -> int:
