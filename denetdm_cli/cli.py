@@ -5,16 +5,21 @@ import re
 import shlex
 import shutil
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
-from denetdm_cli import __version__, cli_models, shell
+from denetdm_cli import __version__, cli_models, logs, shell
+from denetdm_cli.allotment import keep_libraries_to_allotment
+from denetdm_cli.cli_options import Program, QuietOption, VerboseOption, complete_presets
 from denetdm_cli.errors import EXIT_INTERRUPTED, ConfigError, DataError, StorageError, UserError
+from denetdm_cli.presets import preset_names
 
 app = typer.Typer(
     name="denetdm",
+    cls=Program,
     help="Train image classifiers that do not lean on shortcuts, without bias labels (DeNetDM, NeurIPS 2024).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -46,11 +51,14 @@ SourceOption = Annotated[
     typer.Option(help="Local copy of the raw images: a folder, an archive or a CSV file.", metavar="PATH"),
 ]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on from the last completed epoch of a stopped run.")]
+ConfigArgument = Annotated[str, typer.Argument(help="Name of the configuration.", autocompletion=complete_presets)]
 ForceOption = Annotated[bool, typer.Option("--force", help="Start anew and delete the run that is there.")]
 
 
 def main() -> NoReturn:
     """Run the program; a user's mistake ends in two lines and the exit code of its kind, never in a traceback."""
+    logs.reset()
+    keep_libraries_to_allotment()
     try:
         app(prog_name="denetdm")
     except KeyboardInterrupt:  # before or after a command
@@ -58,6 +66,8 @@ def main() -> NoReturn:
     except UserError as error:
         _fail(error)
     except OSError as error:
+        for line in traceback.format_exc().splitlines():
+            logs.detail(line)
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         _fail(
             StorageError(
@@ -72,9 +82,7 @@ def main() -> NoReturn:
 
 
 def _fail(error: UserError) -> NoReturn:
-    from denetdm_cli.console import show_error
-
-    show_error(error)
+    logs.show_error(error)
     sys.exit(error.exit_code)
 
 
@@ -89,13 +97,18 @@ def _program(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     pass
 
 
 @app.command("make-data")
 def make_data(
-    dataset: Annotated[str, typer.Argument(help="Name of the data set; denetdm configs ls lists them.")],
+    dataset: Annotated[
+        str,
+        typer.Argument(help="Name of the data set; denetdm configs ls lists them.", autocompletion=complete_presets),
+    ],
     source: SourceOption = None,
     ratio: Annotated[list[float] | None, typer.Option(help="Conflict ratio; may be repeated.")] = None,
     severity: Annotated[int | None, typer.Option(help="How strong colour or corruption is; the papers use 4.")] = None,
@@ -178,7 +191,12 @@ def validate(
 @app.command("train-poe")
 def train_poe(
     dataset: Annotated[
-        str | None, typer.Option(help="Preset by name, such as coloredmnist; denetdm configs ls.", metavar="NAME")
+        str | None,
+        typer.Option(
+            help="Preset by name, such as coloredmnist; denetdm configs ls.",
+            metavar="NAME",
+            autocompletion=complete_presets,
+        ),
     ] = None,
     config_file: Annotated[
         Path | None, typer.Option("--config", help="A YAML file of your own.", metavar="FILE")
@@ -233,7 +251,7 @@ def distill(
     force: ForceOption = False,
 ) -> None:
     """Stage 2: distil the target model from a finished stage 1."""
-    from denetdm_cli import config, console, stages, tables
+    from denetdm_cli import config, stages, tables
     from denetdm_cli.runs import finished_stage_1
     from denetdm_cli.runtime import resolve_device
 
@@ -251,7 +269,7 @@ def distill(
     resolve_device(resolved.device)  # refused before any data is made
     stored = shell.the_dataset(resolved.dataset, source)
     moved = out is not None or any(setting.partition("=")[0].strip() == "out" for setting in settings or ())
-    console.show_warnings(stages.separation_warnings(resolved, stage_1))
+    logs.show_warnings(stages.separation_warnings(resolved, stage_1))
     home = stages.run_path(resolved, stored) if moved else stage_1.path.parent
     finished = shell.train(stages.distill(resolved, stored, stage_1, home, resume=resume, force=force))
     tables.show_finished(finished, resolved.selection, f"denetdm evaluate {shell.as_typed(finished.folder)}")
@@ -273,7 +291,7 @@ def evaluate(
     predictions: Annotated[Path | None, typer.Option(help="Write one row an image.", metavar="FILE.csv")] = None,
 ) -> None:
     """Report accuracies by group; several checkpoints give mean and standard deviation."""
-    from denetdm_cli import console, scoring, tables
+    from denetdm_cli import console, details, scoring, tables
     from denetdm_cli.data.catalog import folder
     from denetdm_cli.runtime import resolve_device
 
@@ -290,17 +308,21 @@ def evaluate(
             )
         ((stored, made),) = shell.make_or_open([config.dataset], source=source, force=False)
         if made:
-            console.say(f"data set {stored.path} made now")
+            logs.say(f"data set {stored.path} made now")
         return stored
 
     if predictions is not None:
         shell.require_ending(predictions, ".csv", "--predictions")
     paths = [scoring.find_checkpoint(run, select) for run in runs]
     scores = list(scoring.score_all(paths, resolve_device(device), open_own, data=data, part=split))
+    for line in details.of_machine(resolve_device(device)):
+        logs.detail(line)
+    for score in scores:
+        logs.detail(f"{score.path} on {score.dataset['path']}, digest {score.dataset['digest']}")
     summary = scoring.summarise(scores)
     if predictions is not None:
         scoring.write_predictions(predictions, scores)
-        console.say(f"predictions: {predictions}")
+        logs.say(f"predictions: {predictions}")
     if as_json:
         console.show_json({"results": [score.to_json() for score in scores], "summary": summary})
     else:
@@ -313,14 +335,12 @@ cli_models.register(app)
 @configs_app.command("ls")
 def configs_ls() -> None:
     """List the shipped configurations."""
-    from denetdm_cli import config
-
-    for name in config.preset_names():
+    for name in preset_names():
         typer.echo(name)
 
 
 @configs_app.command("show")
-def configs_show(name: Annotated[str, typer.Argument(help="Name of the configuration.")]) -> None:
+def configs_show(name: ConfigArgument) -> None:
     """Print a shipped configuration."""
     from denetdm_cli import config
 
@@ -329,7 +349,7 @@ def configs_show(name: Annotated[str, typer.Argument(help="Name of the configura
 
 @configs_app.command("cp")
 def configs_cp(
-    name: Annotated[str, typer.Argument(help="Name of the configuration.")],
+    name: ConfigArgument,
     destination: Annotated[Path, typer.Argument(help="File to write.", metavar="FILE")],
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:

@@ -10,6 +10,7 @@ import typer
 
 from denetdm_cli import shell
 from denetdm_cli.errors import EXIT_INTERRUPTED, ConfigError, DownloadError
+from denetdm_cli.logs import say
 
 Rule = Literal["last", "valid", "paper"]
 SelectOption = Annotated[
@@ -64,13 +65,13 @@ def download_pretrained(
             except DownloadError as error:
                 if len(wanted) == 1:
                     raise
-                reporter.say(f"{name}: {error.what}")
+                reporter.warn(f"{name}: {error.what}")
                 failed = error
             else:
                 typer.echo(path)
     if failed is not None:
         raise failed
-    typer.echo(f"Next: denetdm evaluate {shlex.quote(str(path))} --data DIR", err=True)
+    say(f"Next: denetdm evaluate {shlex.quote(str(path))} --data DIR")
 
 
 def convert(
@@ -91,7 +92,7 @@ def convert(
     work = conversion.convert_to_official if to_official else conversion.convert_to_ours
     kind = work(file, destination, force=force)
     stage = {"train-poe": "stage 1", "distill": "stage 2"}[kind.stage]
-    typer.echo(f"{file}: the {stage} model of {kind.dataset}", err=True)
+    say(f"{file}: the {stage} model of {kind.dataset}")
     typer.echo(destination)
 
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from denetdm_cli.data.archives import first_few, gigabytes, shown
+from denetdm_cli.data.archives import first_few, gigabytes
 from denetdm_cli.data.fetch import UnusableError, zip_members
 from denetdm_cli.data.progress import Reporter
 from denetdm_cli.errors import CheckpointError, ConfigError, DownloadError
 from denetdm_cli.files import PART, naming
+from denetdm_cli.logs import shown
 from denetdm_cli.transfer import download, download_from_drive, forget, kept_bytes, shown_address
 
 DRIVE_ID = "1lajUDMpj9g0wwS_eFMqNHyVczSVrdwLJ"

@@ -9,6 +9,8 @@ from typing import Any
 import typer
 
 from denetdm_cli.errors import EXIT_INTERRUPTED, ConfigError
+from denetdm_cli.logs import detail, say
+from denetdm_cli.presets import preset_names
 
 _GROUPS_AT_A_GLANCE = 64
 
@@ -23,7 +25,7 @@ def load_config(dataset: str | None, file: Path | None, settings: list[str] | No
         return config.load(file, settings or (), options)
     raise ConfigError(
         "give either --dataset NAME or --config FILE",
-        f"Presets: {', '.join(config.preset_names())}. For example: denetdm train-poe --dataset coloredmnist",
+        f"Presets: {', '.join(preset_names())}. For example: denetdm train-poe --dataset coloredmnist",
     )
 
 
@@ -71,7 +73,6 @@ def few_groups(dataset: Any) -> bool:
 
 def draw_sheet(dataset: Any, path: Path, name: str) -> None:
     """Draw a contact sheet of the training split of a data set that goes by `name`."""
-    from denetdm_cli.console import say
     from denetdm_cli.data.preview import contact_sheet
 
     contact_sheet(
@@ -87,10 +88,9 @@ def draw_sheet(dataset: Any, path: Path, name: str) -> None:
 
 def the_dataset(wanted: Any, source: Path | None) -> Any:
     """Open a data set, or make it where it is missing, and say which."""
-    from denetdm_cli.console import say
-
     ((stored, made),) = make_or_open([wanted], source, force=False)
     say(f"data set {stored.path} {'made now' if made else 'is there already'}")
+    detail(f"digest of the data set {stored.digest}, of its evaluation images {stored.evaluation_digest}")
     return stored
 
 

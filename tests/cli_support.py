@@ -20,11 +20,18 @@ EPOCHS = 3
 """Of its stage 1."""
 
 
+STAMP = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d ", re.MULTILINE)
+"""What a line of a log begins with."""
+
+
 @dataclass(frozen=True)
 class Outcome:
+    """What a command left; `err` is without the time stamps that `log` has."""
+
     code: int
     out: str
     err: str
+    log: str = ""
 
 
 def call(*arguments: object) -> Outcome:
@@ -38,7 +45,7 @@ def call(*arguments: object) -> Outcome:
     ):
         cli.main()
     assert isinstance(ended.value.code, int)
-    return Outcome(ended.value.code, out.getvalue(), err.getvalue())
+    return Outcome(ended.value.code, out.getvalue(), STAMP.sub("", err.getvalue()), err.getvalue())
 
 
 def good(*arguments: object) -> Outcome:
@@ -86,6 +93,8 @@ def plain(text: str) -> bool:
 
 
 def child(*arguments: object, **options: Any) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
+    done = subprocess.run(
         [sys.executable, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=60, **options
     )
+    done.stderr = STAMP.sub("", done.stderr)
+    return done
