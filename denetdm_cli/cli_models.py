@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from denetdm_cli import shell
+from denetdm_cli.authors_models import DRIVE_ADDRESS, PUBLISHED
+from denetdm_cli.cli_options import complete_models
 from denetdm_cli.errors import EXIT_INTERRUPTED, ConfigError, DownloadError
 from denetdm_cli.logs import say
 
@@ -29,7 +31,8 @@ def register(app: typer.Typer) -> None:
 
 def download_pretrained(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Names of models; --list shows them.", metavar="NAME")
+        list[str] | None,
+        typer.Argument(help="Names of models; --list shows them.", metavar="NAME", autocompletion=complete_models),
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
     known: Annotated[bool, typer.Option("--list", help="Show what is known, and what is here already.")] = False,
@@ -43,7 +46,6 @@ def download_pretrained(
 ) -> None:
     """Fetch the authors' published models and make them checkpoints."""
     from denetdm_cli import pretrained, tables
-    from denetdm_cli.published import DRIVE_ADDRESS, PUBLISHED
 
     if known:
         tables.show_published(pretrained.listing(folder), DRIVE_ADDRESS)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from denetdm_cli.authors_models import PUBLISHED
 from denetdm_cli.logs import Level, choose
 from denetdm_cli.presets import preset_names
 
@@ -48,6 +49,11 @@ def _commands(group: Any) -> Iterator[Any]:
             yield from _commands(command)
 
 
-def complete_presets(incomplete: str) -> list[str]:
-    """Names of shipped configurations, which are those of the data sets."""
-    return [name for name in preset_names() if name.startswith(incomplete)]
+def complete_presets() -> list[str]:
+    """Names of shipped configurations, which are those of the data sets; Typer picks what fits."""
+    return preset_names()
+
+
+def complete_models() -> list[str]:
+    """Names of published models."""
+    return [published.name for published in PUBLISHED]

@@ -8,7 +8,7 @@ import denetdm_cli
 PACKAGE = Path(denetdm_cli.__file__).parent
 
 ROOMS = [
-    "errors", "logs", "allotment", "presets", "files", "schema", "config", "runtime",
+    "errors", "logs", "allotment", "presets", "authors_models", "files", "schema", "config", "runtime",
     "data.store", "data.writing", "data.progress", "data.fetch", "data.mnist", "data.cifar", "data.frost",
     "data.recipes", "data.coloredmnist", "data.weather", "data.corruptions", "data.corruptedcifar10",
     "data.archives", "data.importing", "data.table_layouts", "data.layouts", "data.folders", "data.catalog",
