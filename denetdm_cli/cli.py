@@ -13,7 +13,7 @@ import typer
 
 from denetdm_cli import __version__, cli_models, logs, shell
 from denetdm_cli.allotment import keep_libraries_to_allotment
-from denetdm_cli.cli_options import Program, QuietOption, VerboseOption, complete_presets
+from denetdm_cli.cli_options import Program, QuietOption, TrackOption, VerboseOption, complete_presets
 from denetdm_cli.errors import EXIT_INTERRUPTED, ConfigError, DataError, StorageError, UserError
 from denetdm_cli.presets import preset_names
 
@@ -213,11 +213,14 @@ def train_poe(
     out: OutOption = None,
     resume: ResumeOption = False,
     force: ForceOption = False,
+    track: TrackOption = None,
 ) -> None:
     """Stage 1: train a shallow and a deep branch as a product of experts."""
-    from denetdm_cli import stages, tables
+    from denetdm_cli import stages, tables, trackers
     from denetdm_cli.runtime import resolve_device
+    from denetdm_cli.tracking import tracked
 
+    openers = trackers.chosen(track or ())
     options = {
         "dataset.ratio": ratio,
         "dataset.root": data_root,
@@ -231,7 +234,7 @@ def train_poe(
     resolved = shell.absolute(shell.load_config(dataset, config_file, settings, options))
     resolve_device(resolved.device)  # refused before any data is made
     stored = shell.the_dataset(resolved.dataset, source)
-    finished = shell.train(stages.train_poe(resolved, stored, resume=resume, force=force))
+    finished = shell.train(tracked(stages.train_poe(resolved, stored, resume=resume, force=force), openers))
     tables.show_finished(finished, resolved.selection, f"denetdm distill {shell.as_typed(finished.folder.parent)}")
 
 
@@ -249,12 +252,15 @@ def distill(
     out: OutOption = None,
     resume: ResumeOption = False,
     force: ForceOption = False,
+    track: TrackOption = None,
 ) -> None:
     """Stage 2: distil the target model from a finished stage 1."""
-    from denetdm_cli import config, stages, tables
+    from denetdm_cli import config, stages, tables, trackers
     from denetdm_cli.runs import finished_stage_1
     from denetdm_cli.runtime import resolve_device
+    from denetdm_cli.tracking import tracked
 
+    openers = trackers.chosen(track or ())
     options = {
         "dataset.root": data_root,
         "distill.epochs": epochs,
@@ -271,7 +277,8 @@ def distill(
     moved = out is not None or any(setting.partition("=")[0].strip() == "out" for setting in settings or ())
     logs.show_warnings(stages.separation_warnings(resolved, stage_1))
     home = stages.run_path(resolved, stored) if moved else stage_1.path.parent
-    finished = shell.train(stages.distill(resolved, stored, stage_1, home, resume=resume, force=force))
+    events = stages.distill(resolved, stored, stage_1, home, resume=resume, force=force)
+    finished = shell.train(tracked(events, openers))
     tables.show_finished(finished, resolved.selection, f"denetdm evaluate {shell.as_typed(finished.folder)}")
 
 

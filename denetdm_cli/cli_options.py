@@ -30,6 +30,22 @@ VerboseOption = Annotated[
 ]
 
 
+def complete_trackers() -> list[str]:
+    """Names of trackers."""
+    return ["tensorboard", "wandb"]
+
+
+TrackOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--track",
+        metavar="NAME[,NAME]",
+        help="Mirror metrics.jsonl to tensorboard, wandb (W&B) or both.",
+        autocompletion=complete_trackers,
+    ),
+]
+
+
 class Program(TyperGroup):
     """A program whose --quiet and --verbose are its commands' options as well, for people type them at the end."""
 

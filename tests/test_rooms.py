@@ -18,7 +18,7 @@ ROOMS = [
     "methods.base", "methods.poe", "methods.distill",
     "evaluation", "selection", "separation", "optimizer", "checkpoint", "training", "runs", "preflight", "stages",
     "scoring", "conversion", "transfer", "published", "pretrained", "shipped", "model_card", "exporting", "predicting",
-    "details", "console", "tables", "shell", "cli_options", "cli_models", "cli", "__main__",
+    "tracking", "trackers", "details", "console", "tables", "shell", "cli_options", "cli_models", "cli", "__main__",
 ]  # fmt: skip
 """From the bottom to the top; a room may import only from rooms before it."""
 
