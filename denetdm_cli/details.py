@@ -16,7 +16,7 @@ def of_machine(device: torch.device) -> list[str]:
     """Device, threads and versions, as they are once a command has begun to compute."""
     model = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
     return [
-        f"device {device}{model}, {torch.get_num_threads()} CPU threads, allotted {cpu_allotment()}, "
+        f"device {device}{model}, CPU threads: {torch.get_num_threads()} of {cpu_allotment()} allotted, "
         f"on {platform.node()} ({platform.platform()})",
         "versions: " + ", ".join(f"{name} {version}" for name, version in versions().items()),
     ]

@@ -158,6 +158,24 @@ def test_errors_of_the_stage_come_through(tiny_config: Config) -> None:
     assert fake.heard == ["open", "stopped"]
 
 
+def test_the_stage_ends_before_its_trackers(tiny_config: Config) -> None:
+    folder = RunFolder(Path(tiny_config.out))
+    folder.path.mkdir(parents=True)
+    folder.config_file.write_text(to_yaml(tiny_config))
+    fake = Fake()
+
+    def stage() -> Iterator[Event]:
+        try:
+            yield stages.Began("train-poe", folder.path, 1, 3, 9)
+        finally:
+            fake.heard.append("the folder is free")
+
+    events = tracked(stage(), {"fake": fake})
+    next(events)
+    events.close()
+    assert fake.heard == ["open", "the folder is free", "stopped"], "a tracker may have to wait for its network"
+
+
 def test_numbers_by_their_path() -> None:
     shallow = {"conflicting": 0.25, "aligned": None, "worst_group": 0, "worst_group_of": [1, 2], "worst_class_of": 3}
     record = {

@@ -1,11 +1,17 @@
 """What a job's log holds: time stamps, no control characters, and as much as --quiet or --verbose ask for."""
 
+import contextlib
+import io
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from cli_support import EPOCHS, NAME, STAMP, Outcome, call, good, plain, refused
 from own_images import class_folders, tiny
+
+from denetdm_cli import console, logs
+from denetdm_cli.stages import Began, Finished
+from denetdm_cli.training import Progress
 
 
 def stamped(log: str) -> bool:
@@ -64,6 +70,24 @@ class TestHowMuch:
             assert good(*quiet).err == ""
         assert good("configs", "-q", "ls").out == good("configs", "ls", "-q").out == good("configs", "ls").out
 
+    def test_quiet_shows_no_bar(self) -> None:
+        class Terminal(io.StringIO):
+            def isatty(self) -> bool:
+                return True
+
+        finished = Finished(Path("folder"), {}, already=False)
+        logs.choose(logs.Level.QUIET)
+        try:
+            with contextlib.redirect_stderr(Terminal()) as screen:
+                began = Began("train-poe", Path("folder"), 1, 1, 9)
+                assert console.follow(iter([began, Progress(1, 5, 2.5), finished]), "again") is finished
+                report = console.DataReport()
+                report.advance("reading", 1, 2)
+                report.close()
+        finally:
+            logs.reset()
+        assert screen.getvalue() == ""
+
     def test_an_error_is_told_whatever_was_asked_for(self) -> None:
         refused(2, call("-q", "train-poe", "--dataset", "nothing"), "'nothing'")
         refused(2, call("-q", "configs", "ls", "-v"), "--quiet and --verbose exclude each other")
@@ -85,7 +109,7 @@ class TestHowMuch:
         few, all_ = train("--epochs", 12), train("--epochs", 12, "--force", "--verbose")
         assert few.out == all_.out
         digest = good("make-data", "coloredmnist", "--ratio", 0.1, "--data-root", data_root).out.split("Digest ")[1]
-        for word in ("device cpu, 1 CPU threads", "torch ", f"set {digest.split()[0]}", "seed 0; ", "config.yaml"):
+        for word in ("device cpu, CPU threads: 1 of ", "torch ", f"set {digest.split()[0]}", "seed 0; ", "config.yaml"):
             assert word in all_.err
             assert word not in few.err
         assert [f"epoch {epoch}/12 " in all_.err for epoch in range(1, 13)] == [True] * 12
