@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from denetdm_cli.console import duration, say, stream, told_accuracies
+from denetdm_cli.console import duration, told_accuracies
 from denetdm_cli.errors import UserError
+from denetdm_cli.logs import quiet, say, stream
 from denetdm_cli.stages import Began, EpochDone, Finished
 from denetdm_cli.training import Progress as StepProgress
 from denetdm_cli.workers import Failed, News
@@ -28,7 +29,7 @@ class Board:
         self._finished: dict[int, Finished] = {}
         self._failed: dict[int, Failed] = {}
         self._ended = 0
-        self._view = _Bars(len(names)) if sys.stderr.isatty() else _Lines()
+        self._view = _Bars(len(names)) if sys.stderr.isatty() and not quiet() else _Lines()
 
     def follow(self, news: Iterator[tuple[int, News]]) -> None:
         """Show all that comes, to the end."""

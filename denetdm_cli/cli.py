@@ -4,34 +4,26 @@ import re
 import shlex
 import shutil
 import sys
+import traceback
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
-from typer.core import TyperGroup
 
-from denetdm_cli import __version__, cli_evaluation, cli_models, cli_runs, cli_training, shell, stopping
+from denetdm_cli import __version__, cli_evaluation, cli_models, cli_runs, cli_training, logs, shell, stopping
+from denetdm_cli.allotment import keep_libraries_to_allotment
 from denetdm_cli.cli_arguments import (
     DataRootOption,
     SetOption,
     SourceOption,
 )
+from denetdm_cli.cli_options import Program, QuietOption, VerboseOption, complete_presets
 from denetdm_cli.errors import ConfigError, UserError, of_system
-
-
-class _Program(TyperGroup):
-    """The commands; a signal that stops one ends the program with the exit code of its kind."""
-
-    def invoke(self, ctx: Any) -> Any:  # typer's own copy of click has the type
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt as stop:
-            raise typer.Exit(stopping.exit_code(stop)) from None
-
+from denetdm_cli.presets import preset_names
 
 app = typer.Typer(
     name="denetdm",
-    cls=_Program,
+    cls=Program,
     help="Train image classifiers that do not lean on shortcuts, without bias labels (DeNetDM, NeurIPS 2024).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -43,9 +35,13 @@ app.add_typer(configs_app, name="configs")
 _CHECKED_SIZE = 64
 _ARCHIVE_ENDING = re.compile(r"(\.tar)?\.(csv|zip|tar|t?gz|bz2|xz)$", re.IGNORECASE)
 
+ConfigArgument = Annotated[str, typer.Argument(help="Name of the configuration.", autocompletion=complete_presets)]
+
 
 def main() -> NoReturn:
     """Run the program; a user's mistake ends in two lines and the exit code of its kind, never in a traceback."""
+    logs.reset()
+    keep_libraries_to_allotment()
     try:
         with stopping.listening():
             app(prog_name="denetdm")
@@ -54,15 +50,15 @@ def main() -> NoReturn:
     except UserError as error:
         _fail(error)
     except OSError as error:
+        for line in traceback.format_exc().splitlines():
+            logs.detail(line)
         _fail(of_system(error))
     sys.exit(0)
 
 
 def _fail(error: UserError) -> NoReturn:
-    from denetdm_cli.console import show_error
-
     if not error.told:
-        show_error(error)
+        logs.show_error(error)
     sys.exit(error.exit_code)
 
 
@@ -77,13 +73,18 @@ def _program(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     pass
 
 
 @app.command("make-data")
 def make_data(
-    dataset: Annotated[str, typer.Argument(help="Name of the data set; denetdm configs ls lists them.")],
+    dataset: Annotated[
+        str,
+        typer.Argument(help="Name of the data set; denetdm configs ls lists them.", autocompletion=complete_presets),
+    ],
     source: SourceOption = None,
     ratio: Annotated[list[float] | None, typer.Option(help="Conflict ratio; may be repeated.")] = None,
     severity: Annotated[int | None, typer.Option(help="How strong colour or corruption is; the papers use 4.")] = None,
@@ -174,14 +175,12 @@ cli_runs.register(app)
 @configs_app.command("ls")
 def configs_ls() -> None:
     """List the shipped configurations."""
-    from denetdm_cli import config
-
-    for name in config.preset_names():
+    for name in preset_names():
         typer.echo(name)
 
 
 @configs_app.command("show")
-def configs_show(name: Annotated[str, typer.Argument(help="Name of the configuration.")]) -> None:
+def configs_show(name: ConfigArgument) -> None:
     """Print a shipped configuration."""
     from denetdm_cli import config
 
@@ -190,7 +189,7 @@ def configs_show(name: Annotated[str, typer.Argument(help="Name of the configura
 
 @configs_app.command("cp")
 def configs_cp(
-    name: Annotated[str, typer.Argument(help="Name of the configuration.")],
+    name: ConfigArgument,
     destination: Annotated[Path, typer.Argument(help="File to write.", metavar="FILE")],
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:

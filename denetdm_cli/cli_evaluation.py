@@ -30,7 +30,7 @@ def evaluate(
     predictions: Annotated[Path | None, typer.Option(help="Write one row an image.", metavar="FILE.csv")] = None,
 ) -> None:
     """Report accuracies by group; several checkpoints give mean and standard deviation."""
-    from denetdm_cli import console, scoring, tables
+    from denetdm_cli import console, details, logs, scoring, tables
     from denetdm_cli.data.catalog import folder
     from denetdm_cli.runtime import resolve_device
 
@@ -47,17 +47,21 @@ def evaluate(
             )
         ((stored, made),) = shell.make_or_open([config.dataset], source=source, force=False)
         if made:
-            console.say(f"data set {stored.path} made now")
+            logs.say(f"data set {stored.path} made now")
         return stored
 
     if predictions is not None:
         shell.require_ending(predictions, ".csv", "--predictions")
     paths = [scoring.find_checkpoint(run, select) for run in runs]
     scores = list(scoring.score_all(paths, resolve_device(device), open_own, data=data, part=split))
+    for line in details.of_machine(resolve_device(device)):
+        logs.detail(line)
+    for score in scores:
+        logs.detail(f"{score.path} on {score.dataset['path']}, digest {score.dataset['digest']}")
     summary = scoring.summarise(scores)
     if predictions is not None:
         scoring.write_predictions(predictions, scores)
-        console.say(f"predictions: {predictions}")
+        logs.say(f"predictions: {predictions}")
     if as_json:
         console.show_json({"results": [score.to_json() for score in scores], "summary": summary})
     else:

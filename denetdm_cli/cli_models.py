@@ -9,7 +9,10 @@ from typing import Annotated, Any, Literal
 import typer
 
 from denetdm_cli import shell
+from denetdm_cli.authors_models import DRIVE_ADDRESS, PUBLISHED
+from denetdm_cli.cli_options import complete_models
 from denetdm_cli.errors import EXIT_INTERRUPTED, ConfigError, DownloadError
+from denetdm_cli.logs import say
 
 Rule = Literal["last", "valid", "paper"]
 SelectOption = Annotated[
@@ -28,7 +31,8 @@ def register(app: typer.Typer) -> None:
 
 def download_pretrained(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Names of models; --list shows them.", metavar="NAME")
+        list[str] | None,
+        typer.Argument(help="Names of models; --list shows them.", metavar="NAME", autocompletion=complete_models),
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
     known: Annotated[bool, typer.Option("--list", help="Show what is known, and what is here already.")] = False,
@@ -42,7 +46,6 @@ def download_pretrained(
 ) -> None:
     """Fetch the authors' published models and make them checkpoints."""
     from denetdm_cli import pretrained, tables
-    from denetdm_cli.published import DRIVE_ADDRESS, PUBLISHED
 
     if known:
         tables.show_published(pretrained.listing(folder), DRIVE_ADDRESS)
@@ -64,13 +67,13 @@ def download_pretrained(
             except DownloadError as error:
                 if len(wanted) == 1:
                     raise
-                reporter.say(f"{name}: {error.what}")
+                reporter.warn(f"{name}: {error.what}")
                 failed = error
             else:
                 typer.echo(path)
     if failed is not None:
         raise failed
-    typer.echo(f"Next: denetdm evaluate {shlex.quote(str(path))} --data DIR", err=True)
+    say(f"Next: denetdm evaluate {shlex.quote(str(path))} --data DIR")
 
 
 def convert(
@@ -91,7 +94,7 @@ def convert(
     work = conversion.convert_to_official if to_official else conversion.convert_to_ours
     kind = work(file, destination, force=force)
     stage = {"train-poe": "stage 1", "distill": "stage 2"}[kind.stage]
-    typer.echo(f"{file}: the {stage} model of {kind.dataset}", err=True)
+    say(f"{file}: the {stage} model of {kind.dataset}")
     typer.echo(destination)
 
 

@@ -23,6 +23,7 @@ from denetdm_cli.cli_arguments import (
     WorkersOption,
 )
 from denetdm_cli.cli_evaluation import evaluate
+from denetdm_cli.cli_options import TrackOption, complete_presets
 from denetdm_cli.cli_runs import report
 from denetdm_cli.errors import ConfigError
 
@@ -35,7 +36,12 @@ def register(app: typer.Typer) -> None:
 
 def train_poe(
     dataset: Annotated[
-        str | None, typer.Option(help="Preset by name, such as coloredmnist; denetdm configs ls.", metavar="NAME")
+        str | None,
+        typer.Option(
+            help="Preset by name, such as coloredmnist; denetdm configs ls.",
+            metavar="NAME",
+            autocompletion=complete_presets,
+        ),
     ] = None,
     config_file: Annotated[
         Path | None, typer.Option("--config", help="A YAML file of your own.", metavar="FILE")
@@ -62,9 +68,11 @@ def train_poe(
     then_evaluate: Annotated[bool, typer.Option("--then-evaluate", help="Evaluate what was trained last.")] = False,
     resume: ResumeOption = "auto",
     force: ForceOption = False,
+    track: TrackOption = None,
 ) -> None:
     """Stage 1: train a shallow and a deep branch as a product of experts."""
     shell.launched(processes)
+    tracks = _trackers(track)
     options: dict[str, Any] = {
         "dataset.root": data_root,
         "train_poe.epochs": epochs,
@@ -86,7 +94,7 @@ def train_poe(
         from denetdm_cli.jobs import Job
         from denetdm_cli.stages import run_path
 
-        return Job(config, run_path(config, stored), stored.path, None, then_distill, resume, force)
+        return Job(config, run_path(config, stored), stored.path, None, then_distill, resume, force, tracks)
 
     _train(configs, job, source, workers, then_evaluate)
 
@@ -108,13 +116,15 @@ def distill(
     then_evaluate: Annotated[bool, typer.Option("--then-evaluate", help="Evaluate what was trained.")] = False,
     resume: ResumeOption = "auto",
     force: ForceOption = False,
+    track: TrackOption = None,
 ) -> None:
     """Stage 2: distil the target model from a finished stage 1."""
     shell.launched(processes)
-    from denetdm_cli import config, console, stages
+    from denetdm_cli import config, logs, stages
     from denetdm_cli.jobs import Job
     from denetdm_cli.runs import finished_stage_1
 
+    tracks = _trackers(track)
     options = {
         "dataset.root": data_root,
         "distill.epochs": epochs,
@@ -130,15 +140,24 @@ def distill(
     configs = [shell.absolute(config.load(stage_1.config_file, settings or (), options)) for stage_1 in teachers]
     for resolved, stage_1 in zip(configs, teachers, strict=True):
         warnings = stages.separation_warnings(resolved, stage_1)
-        console.show_warnings([f"{shell.as_typed(stage_1.path.parent)}: {w}" if len(runs) > 1 else w for w in warnings])
+        logs.show_warnings([f"{shell.as_typed(stage_1.path.parent)}: {w}" if len(runs) > 1 else w for w in warnings])
     from_folder = iter(teachers)
 
     def job(resolved: Any, stored: Any) -> Any:
         stage_1 = next(from_folder)
         home = stages.run_path(resolved, stored) if moved else stage_1.path.parent
-        return Job(resolved, home, stored.path, stage_1.path.parent, True, resume, force)
+        return Job(resolved, home, stored.path, stage_1.path.parent, True, resume, force, tracks)
 
     _train(configs, job, source, workers, then_evaluate)
+
+
+def _trackers(given: list[str] | None) -> tuple[str, ...]:
+    """The names that --track gives; one that cannot be used is refused before anything else is done."""
+    if not given:
+        return ()
+    from denetdm_cli.trackers import chosen
+
+    return tuple(chosen(given))
 
 
 def _seeds(seed: int | None, seeds: str | None) -> list[int | None]:

@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from denetdm_cli.errors import ConfigError
+from denetdm_cli.presets import preset_folder, preset_names
 from denetdm_cli.schema import KINDS, Config
 
 _SHOWN_LENGTH = 80
@@ -23,17 +24,6 @@ _SHOWN_LENGTH = 80
 def to_yaml(config: Config) -> str:
     """The resolved configuration as YAML that `load` reads back to an equal object."""
     return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
-
-
-def preset_folder() -> Path:
-    """The folder of the shipped YAML files: inside the wheel, or beside the package in a checkout."""
-    inside = Path(__file__).parent / "configs"
-    return inside if inside.is_dir() else Path(__file__).parents[1] / "configs"
-
-
-def preset_names() -> list[str]:
-    """Names of the shipped configurations, sorted."""
-    return sorted(path.stem for path in preset_folder().glob("*.yaml"))
 
 
 def preset_path(name: str) -> Path:

@@ -3,47 +3,22 @@
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from denetdm_cli.errors import UserError
+from denetdm_cli import details
+from denetdm_cli.logs import detail, quiet, say, show_warnings, stream, verbose
 from denetdm_cli.runs import RunFolder
 from denetdm_cli.stages import Began, EpochDone, Event, Finished
 from denetdm_cli.training import Progress as StepProgress
 
 _SECONDS_BETWEEN_LINES = 1.0
 _SECONDS_BETWEEN_DATA_LINES = 5.0
-_PLAIN_WIDTH = 80
-
-
-def stream(*, stderr: bool) -> Console:
-    """Rich where there is a terminal; elsewhere plain text of a fixed width, without colour or wrapping surprises."""
-    if (sys.stderr if stderr else sys.stdout).isatty():
-        return Console(stderr=stderr, highlight=False, emoji=False)
-    return Console(stderr=stderr, highlight=False, emoji=False, width=_PLAIN_WIDTH, no_color=True, force_terminal=False)
-
-
-def say(line: str) -> None:
-    """One line of progress or explanation on stderr."""
-    stream(stderr=True).print(line, markup=False, soft_wrap=True)
-
-
-def show_error(error: UserError) -> None:
-    """What is wrong, and what to do, on stderr."""
-    console = stream(stderr=True)
-    console.print(f"[bold red]error:[/] {escape(error.what)}", soft_wrap=True)
-    console.print(f"[bold]what to do:[/] {escape(error.fix)}", soft_wrap=True)
-
-
-def show_warnings(warnings: Sequence[str]) -> None:
-    """What did not stop the program but should be known, on stderr."""
-    for warning in warnings:
-        stream(stderr=True).print(f"[bold yellow]warning:[/] {escape(warning)}", soft_wrap=True)
 
 
 class DataReport:
@@ -63,8 +38,14 @@ class DataReport:
         else:
             say(line)
 
+    def warn(self, warning: str) -> None:
+        """What did not stop the work but should be known."""
+        show_warnings([warning])
+
     def advance(self, what: str, done: int, total: int) -> None:
         """`done` of `total` steps are done; the line goes when all are."""
+        if quiet():
+            return
         if not sys.stderr.isatty():
             self._tell(what, done, total)
             return
@@ -114,17 +95,22 @@ def follow(events: Iterator[Event], again: str) -> list[Finished]:
                 began = event
                 epochs = f"epochs {event.first_epoch} to {event.epochs}"
                 say(f"{event.stage}: {event.images:,} images an epoch, {epochs}, into {event.folder}")
-                view = _Bar(event) if sys.stderr.isatty() else _Lines(event)
+                for line in details.of_run(event) if verbose() else ():
+                    say(line)
+                view = None if quiet() else _Bar(event) if sys.stderr.isatty() else _Lines(event)
             elif isinstance(event, Finished):
                 ends.append(event)
                 _close(view)
-            elif view is not None:
-                view.update(event)
+            else:
+                if view is not None:
+                    view.update(event)
+                for line in details.of_epoch(event.record) if isinstance(event, EpochDone) else ():
+                    detail(line)
     except KeyboardInterrupt:
         if began and RunFolder(began.folder).resume_file.exists():
-            say(f"stopped; what was trained is kept. Go on with: {again}")
+            say(f"stopped; what was trained is kept. Go on with: {again}", always=True)
         else:
-            say(f"stopped; nothing was trained yet. Begin anew with: {again}")
+            say(f"stopped; nothing was trained yet. Begin anew with: {again}", always=True)
         raise
     finally:
         _close(view)
@@ -189,7 +175,7 @@ class _Bar:
 
 
 class _Lines:
-    """One plain line an epoch, at most one a second; the first and the last are always there."""
+    """One plain line an epoch, at most one a second but for the first and the last; with --verbose there are all."""
 
     def __init__(self, began: Began) -> None:
         self._began = began
@@ -201,7 +187,8 @@ class _Lines:
             return
         record, now = event.record, time.perf_counter()
         epoch, began = record["epoch"], self._began
-        if epoch not in (began.first_epoch, began.epochs) and now - self._told < _SECONDS_BETWEEN_LINES:
+        wanted = verbose() or epoch in (began.first_epoch, began.epochs)
+        if not wanted and now - self._told < _SECONDS_BETWEEN_LINES:
             return
         self._told = now
         left = (now - self._started) / (epoch - began.first_epoch + 1) * (began.epochs - epoch)

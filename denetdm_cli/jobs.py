@@ -10,6 +10,8 @@ from denetdm_cli.ranks import ALONE, Ranks
 from denetdm_cli.runs import Resume, finished_stage_1
 from denetdm_cli.schema import Config
 from denetdm_cli.stages import Event, How
+from denetdm_cli.trackers import chosen
+from denetdm_cli.tracking import tracked
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Job:
         distill: whether stage 2 is trained.
         resume: whether a stopped run is gone on with.
         force: start anew, and delete what is there of the stages that are trained.
+        trackers: names of those that its records are mirrored to.
     """
 
     config: Config
@@ -33,6 +36,7 @@ class Job:
     distill: bool
     resume: Resume
     force: bool
+    trackers: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -47,10 +51,11 @@ class Job:
             Stopped: a signal asked for it; the state is kept.
         """
         how = How(self.resume, self.force, ranks)
+        openers = chosen(self.trackers) if ranks.first else {}
         if self.stage_1 is None:
-            yield from stages.train_poe(self.config, dataset, how)
+            yield from tracked(stages.train_poe(self.config, dataset, how), openers)
         if self.distill:
             # What must be resumed, or must not, has been asked of stage 1 where that is trained too.
             how = how if self.stage_1 else How("auto", self.force, ranks)
             stage_1 = finished_stage_1(self.stage_1 or self.run)
-            yield from stages.distill(self.config, dataset, stage_1, self.run, how)
+            yield from tracked(stages.distill(self.config, dataset, stage_1, self.run, how), openers)

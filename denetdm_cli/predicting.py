@@ -15,12 +15,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from denetdm_cli.data.archives import found_in, image_files, shown
+from denetdm_cli.allotment import cpu_allotment
+from denetdm_cli.data.archives import found_in, image_files
 from denetdm_cli.data.augment import Normalisation
 from denetdm_cli.data.importing import UnreadableError, read_image
 from denetdm_cli.data.progress import Reporter
 from denetdm_cli.errors import CheckpointError, DataError
 from denetdm_cli.files import atomic_file
+from denetdm_cli.logs import shown
 from denetdm_cli.runtime import use_threads
 from denetdm_cli.shipped import Resizing, Shipped
 
@@ -144,11 +146,11 @@ def _predictions(shipped: Shipped, files: Sequence[Path], reporter: Reporter) ->
             "Give images in a usual format, such as JPEG or PNG.",
         )
     if unreadable:
-        reporter.say(f"{len(unreadable):,} of {len(files):,} images cannot be read:")
-        for prediction in unreadable[:_SHOWN]:
-            reporter.say(f"  {_line(prediction)}")
+        lines = [f"{len(unreadable):,} of {len(files):,} images cannot be read:"]
+        lines += [f"  {_line(prediction)}" for prediction in unreadable[:_SHOWN]]
         if len(unreadable) > _SHOWN:
-            reporter.say(f"  and {len(unreadable) - _SHOWN:,} more")
+            lines.append(f"  and {len(unreadable) - _SHOWN:,} more")
+        reporter.warn("\n".join(lines))
 
 
 def _line(prediction: Prediction) -> str:
@@ -181,7 +183,7 @@ def _probabilities(shipped: Shipped, images: Sequence[NDArray[np.uint8]]) -> lis
 
 def _decoded(files: Sequence[Path], resizing: Resizing) -> Generator[_Decoded, None, None]:
     """Files in their order with what becomes of them; some are read ahead of the one that is asked for."""
-    workers = os.cpu_count() or 1
+    workers = cpu_allotment()
     waiting: deque[_Decoded] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="denetdm-images") as pool:
         try:

@@ -11,10 +11,11 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from denetdm_cli import files
-from denetdm_cli.data.archives import shown
+from denetdm_cli.authors_models import PUBLISHED, Published, named
 from denetdm_cli.data.progress import Reporter
 from denetdm_cli.errors import CheckpointError, ConfigError
-from denetdm_cli.published import PUBLISHED, Fetched, Job, Published, named, obtain
+from denetdm_cli.logs import shown
+from denetdm_cli.published import Fetched, Job, obtain
 from denetdm_cli.transfer import forget
 
 RECORDS = "pretrained.json"

@@ -1,4 +1,4 @@
-"""The models that the authors published, and getting the file of one from wherever it lies."""
+"""Getting the file of a published model from wherever it lies."""
 
 import re
 import shutil
@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from denetdm_cli.data.archives import first_few, gigabytes, shown
+from denetdm_cli.authors_models import DRIVE_ADDRESS, DRIVE_ID, Published
+from denetdm_cli.data.archives import first_few, gigabytes
 from denetdm_cli.data.fetch import UnusableError, zip_members
 from denetdm_cli.data.progress import Reporter
-from denetdm_cli.errors import CheckpointError, ConfigError, DownloadError
+from denetdm_cli.errors import CheckpointError, DownloadError
 from denetdm_cli.files import PART, naming
 from denetdm_cli.transfer import download, download_from_drive, forget, kept_bytes, shown_address
-
-DRIVE_ID = "1lajUDMpj9g0wwS_eFMqNHyVczSVrdwLJ"
-DRIVE_ADDRESS = f"https://drive.google.com/drive/folders/{DRIVE_ID}"
 
 _SIZE_LIMIT = 1 << 32
 _MEMBER_LIMIT = 1 << 30
@@ -25,48 +23,6 @@ _ENDINGS = (".th", ".pth", ".pt")
 _ZIP_START = b"PK\x03\x04"
 _PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<")
 _QUOTA = re.compile(rb"quota|too many (users|times)|download limit", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Published:
-    """A model in the authors' folder.
-
-    Attributes:
-        name: to ask for it by.
-        path: of the file in the authors' folder.
-        dataset: it was trained on.
-        stage: whose result it is.
-        accuracy: that the paper reports, in percent.
-        metric: what that accuracy is.
-        note: what is not known of the file.
-    """
-
-    name: str
-    path: str
-    dataset: str
-    stage: str
-    accuracy: float
-    metric: str
-    note: str
-
-    @property
-    def file(self) -> str:
-        """The name of the file."""
-        return self.path.rpartition("/")[2]
-
-
-_UNKNOWN_RATIO = "mean of 5 seeds in the paper; of which seed and conflict ratio the file is, is not published"
-_UNKNOWN_SEED = "mean of 5 seeds in the paper; of which seed the file is, is not published"
-_UNBIASED = "unbiased test accuracy at 1 % conflicting"
-
-PUBLISHED = tuple(
-    Published(name, f"{folder}/debiased_model.th", name, "distill", accuracy, metric, note)
-    for name, folder, accuracy, metric, note in (
-        ("coloredmnist", "colored_mnist", 85.22, _UNBIASED, _UNKNOWN_RATIO),
-        ("corruptedcifar10", "corrupted_cifar10", 44.20, _UNBIASED, _UNKNOWN_RATIO),
-        ("bffhq", "bffhq", 75.7, "accuracy on the conflicting test images", _UNKNOWN_SEED),
-    )
-)
 
 
 @dataclass(frozen=True)
@@ -119,20 +75,6 @@ class Fetched:
     path: Path
     shown: str
     source: str
-
-
-def named(name: str) -> Published:
-    """A published model by its name.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    for published in PUBLISHED:
-        if published.name == name:
-            return published
-    raise ConfigError(
-        f"no published model is named {shown(name)!r}", f"Known are {', '.join(known.name for known in PUBLISHED)}."
-    )
 
 
 def obtain(job: Job, scratch: Path, *, source: Path | None, url: str | None) -> Fetched:

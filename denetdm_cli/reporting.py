@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from denetdm_cli import config as configuration
 from denetdm_cli.errors import ConfigError
 from denetdm_cli.paper_figures import Published, published
+from denetdm_cli.presets import preset_names
 from denetdm_cli.schema import PLACE, SELECTION_RULES, SelectionRule
 from denetdm_cli.summaries import FIGURES, Results, accuracy_of
 
@@ -188,7 +189,7 @@ def _settings(results: Results) -> tuple[Setting, ...]:
 
 
 def _preset(name: str) -> dict[str, object]:
-    if name not in configuration.preset_names():
+    if name not in preset_names():
         return {}
     preset = configuration.load(configuration.preset_path(name))
     return dict(configuration.leaves(preset.model_dump(mode="json")))

@@ -9,10 +9,9 @@ from contextlib import contextmanager
 import torch
 
 from denetdm_cli import __version__
+from denetdm_cli.allotment import cores, cpu_allotment
 from denetdm_cli.errors import ConfigError
 from denetdm_cli.ranks import ALONE, Ranks
-
-_DEFAULT_THREADS = torch.get_num_threads()
 
 
 def resolve_device(name: str, ranks: Ranks = ALONE) -> torch.device:
@@ -35,25 +34,22 @@ def resolve_device(name: str, ranks: Ranks = ALONE) -> torch.device:
     if name == "cuda":
         name = f"cuda:{ranks.local_rank}"
     if name not in present:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        hint = "" if visible is None else f" CUDA_VISIBLE_DEVICES is {visible!r}: the GPUs in it count from 0."
         raise ConfigError(
             f"device: {name!r} is not on this machine",
-            f"Devices here: {', '.join(present)}. Use --device auto or one of them.",
+            f"Devices here: {', '.join(present)}. Use --device auto or one of them.{hint}",
         )
     return torch.device(name)
 
 
-def cpu_allotment() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def use_threads(count: int, ranks: Ranks = ALONE) -> None:
-    """Compute with `count` CPU threads, at most as many as there are cores; 0 is as many as torch starts by itself.
+    """Compute with `count` CPU threads, but at most with the allotment of this process; 0 is all of it.
 
-    The ranks on one machine divide what there is.
+    The ranks on one machine divide its cores.
     """
-    most = max(1, (os.cpu_count() or 1) // ranks.local_size)
-    torch.set_num_threads(min(count or _DEFAULT_THREADS, most))
+    most = min(cpu_allotment(), max(1, cores() // ranks.local_size))
+    torch.set_num_threads(min(count or most, most))
 
 
 def derive_seed(seed: int, *names: object) -> int:

@@ -9,8 +9,10 @@ from typing import Any
 
 import typer
 
-from denetdm_cli import stopping
+from denetdm_cli import logs, stopping
 from denetdm_cli.errors import ConfigError
+from denetdm_cli.logs import detail, say
+from denetdm_cli.presets import preset_names
 
 
 def load_config(dataset: str | None, file: Path | None, settings: list[str] | None, options: dict[str, Any]) -> Any:
@@ -23,7 +25,7 @@ def load_config(dataset: str | None, file: Path | None, settings: list[str] | No
         return config.load(file, settings or (), options)
     raise ConfigError(
         "give either --dataset NAME or --config FILE",
-        f"Presets: {', '.join(config.preset_names())}. For example: denetdm train-poe --dataset coloredmnist",
+        f"Presets: {', '.join(preset_names())}. For example: denetdm train-poe --dataset coloredmnist",
     )
 
 
@@ -66,7 +68,6 @@ def make_or_open(
 
 def draw_sheet(dataset: Any, path: Path, name: str) -> None:
     """Draw a contact sheet of the training split of a data set that goes by `name`."""
-    from denetdm_cli.console import say
     from denetdm_cli.data.preview import contact_sheet
 
     contact_sheet(
@@ -82,10 +83,9 @@ def draw_sheet(dataset: Any, path: Path, name: str) -> None:
 
 def the_dataset(wanted: Any, source: Path | None, ranks: Any) -> Any:
     """Open a data set, or make it where it is missing, and say which; of several ranks the first makes it."""
-    from denetdm_cli.console import say
-
     stored, made = ranks.first_does(lambda: make_or_open([wanted], source, force=False))[0]
     say(f"data set {stored.path} {'made now' if made else 'is there already'}")
+    detail(f"digest of the data set {stored.digest}, of its evaluation images {stored.evaluation_digest}")
     return stored
 
 
@@ -105,7 +105,6 @@ def train_many(jobs: list[Any], workers: int | None) -> list[Any]:
         UserError: one of them failed; the others went on to their end.
     """
     from denetdm_cli.board import Board
-    from denetdm_cli.console import say
     from denetdm_cli.workers import plan, train_all
 
     how = plan(jobs, workers)
@@ -115,7 +114,7 @@ def train_many(jobs: list[Any], workers: int | None) -> list[Any]:
         with stopping.listening(jobs[0].config.stop_signals), closing(train_all(jobs, how)) as news:
             board.follow(news)
     except KeyboardInterrupt:
-        say(f"stopped; what was trained is kept. Go on with: {go_on_command()}")
+        say(f"stopped; what was trained is kept. Go on with: {go_on_command()}", always=True)
         raise
     if board.failure:
         raise board.failure
@@ -125,11 +124,15 @@ def train_many(jobs: list[Any], workers: int | None) -> list[Any]:
 def launched(processes: int | None) -> None:
     """Where several processes are asked for: run the command in them, and end as they do.
 
+    Of several that are there already only the first tells how things go.
+
     Raises:
-        ConfigError: this is one of several processes already.
+        ConfigError: this is one of several processes that something else started.
     """
     from denetdm_cli.launch import LAUNCHED, launch
 
+    if os.environ.get("RANK", "0") != "0":
+        logs.leave_it_to_others()
     if processes is None or processes == 1 or LAUNCHED in os.environ:
         return
     if "RANK" in os.environ:

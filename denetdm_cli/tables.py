@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from denetdm_cli.console import percent, say, show_warnings, stream
+from denetdm_cli.console import percent
 from denetdm_cli.data.store import StoredDataset
 from denetdm_cli.evaluation import LABEL_METRICS
+from denetdm_cli.logs import quiet, say, show_warnings, stream
 from denetdm_cli.scoring import Score
 from denetdm_cli.selection import selection_note
 from denetdm_cli.stages import Finished
@@ -38,7 +39,8 @@ def show_finished(finished: Finished, rule: str, next_command: str) -> None:
     out.print(f"{selection_note(kept)} Epoch {kept['epoch']} of {results['epochs']}.", markup=False, soft_wrap=True)
     out.print(f"Measured on the {kept['reported_on']} part of {names['evaluation_split']}/.", markup=False)
     out.print(f"Run folder: {finished.folder}", markup=False, soft_wrap=True)
-    out.print(f"Next: {next_command}", markup=False, soft_wrap=True)
+    if not quiet():
+        out.print(f"Next: {next_command}", markup=False, soft_wrap=True)
     if kept["separation"]:
         show_warnings(kept["separation"]["warnings"])
 

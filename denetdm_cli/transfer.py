@@ -16,11 +16,12 @@ from urllib.parse import urlsplit, urlunsplit
 import requests
 from pydantic import BaseModel, ValidationError
 
-from denetdm_cli.data.archives import gigabytes, shown
+from denetdm_cli.data.archives import gigabytes
 from denetdm_cli.data.fetch import UnusableError
 from denetdm_cli.data.progress import Reporter
 from denetdm_cli.errors import StorageError
 from denetdm_cli.files import naming, write_text
+from denetdm_cli.logs import shown
 
 T = TypeVar("T")
 

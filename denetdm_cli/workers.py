@@ -11,10 +11,10 @@ from multiprocessing.process import BaseProcess
 import torch
 
 from denetdm_cli import stopping
+from denetdm_cli.allotment import cores
 from denetdm_cli.data.store import open_dataset
 from denetdm_cli.errors import UserError, of_system
 from denetdm_cli.jobs import Job
-from denetdm_cli.runtime import cpu_allotment
 from denetdm_cli.stages import Event
 
 
@@ -59,13 +59,13 @@ def plan(jobs: Sequence[Job], workers: int | None) -> Plan:
         jobs: all of one device and number of threads.
         workers: how many at a time are asked for; None is what is best.
     """
-    config, cores = jobs[0].config, cpu_allotment()
+    config, there = jobs[0].config, cores()
     gpus = torch.cuda.device_count() if config.device in ("auto", "cuda") else 0
     if gpus:
         count = min(workers or gpus, len(jobs))
-        return Plan(count, config.threads or max(1, cores // count), tuple(f"cuda:{k}" for k in range(gpus)))
-    count = min(workers or max(1, cores // max(config.threads, 1)), cores, len(jobs))
-    return Plan(count, min(config.threads or cores, max(1, cores // count)), (config.device,))
+        return Plan(count, config.threads or max(1, there // count), tuple(f"cuda:{k}" for k in range(gpus)))
+    count = min(workers or max(1, there // max(config.threads, 1)), there, len(jobs))
+    return Plan(count, min(config.threads or there, max(1, there // count)), (config.device,))
 
 
 def train_all(jobs: Sequence[Job], how: Plan) -> Generator[tuple[int, News], None, None]:

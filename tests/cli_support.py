@@ -21,11 +21,18 @@ EPOCHS = 3
 """Of its stage 1."""
 
 
+STAMP = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d ", re.MULTILINE)
+"""What a line of a log begins with."""
+
+
 @dataclass(frozen=True)
 class Outcome:
+    """What a command left; `err` is without the time stamps that `log` has."""
+
     code: int
     out: str
     err: str
+    log: str = ""
 
 
 def call(*arguments: object) -> Outcome:
@@ -39,7 +46,7 @@ def call(*arguments: object) -> Outcome:
     ):
         cli.main()
     assert isinstance(ended.value.code, int)
-    return Outcome(ended.value.code, out.getvalue(), err.getvalue())
+    return Outcome(ended.value.code, out.getvalue(), STAMP.sub("", err.getvalue()), err.getvalue())
 
 
 def good(*arguments: object) -> Outcome:
@@ -87,9 +94,11 @@ def plain(text: str) -> bool:
 
 
 def child(*arguments: object, limit: float = 60, **options: Any) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
+    done = subprocess.run(
         [sys.executable, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=limit, **options
     )
+    done.stderr = STAMP.sub("", done.stderr)
+    return done
 
 
 def figures(stage: Path) -> list[dict[str, Any]]:

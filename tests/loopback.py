@@ -179,5 +179,8 @@ class Heard:
     def say(self, line: str) -> None:
         self.said.append(line)
 
+    def warn(self, warning: str) -> None:
+        self.said.extend(warning.splitlines())
+
     def advance(self, what: str, done: int, total: int) -> None:
         self.advanced.append((what, done, total))

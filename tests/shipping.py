@@ -26,6 +26,9 @@ class Listener:
     def say(self, line: str) -> None:
         self.lines.append(line)
 
+    def warn(self, warning: str) -> None:
+        self.lines.extend(warning.splitlines())
+
     def advance(self, what: str, done: int, total: int) -> None:
         self.steps.append((what, done, total))
 

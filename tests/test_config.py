@@ -7,8 +7,9 @@ import pytest
 from pydantic import ValidationError
 
 from denetdm_cli import config
-from denetdm_cli.config import differences, from_mapping, load, preset_folder, preset_names, preset_path
+from denetdm_cli.config import differences, from_mapping, load, preset_path
 from denetdm_cli.errors import ConfigError
+from denetdm_cli.presets import preset_folder, preset_names
 from denetdm_cli.schema import SELECTION_RULES, Config
 
 PRESET = preset_path("coloredmnist")

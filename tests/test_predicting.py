@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,19 @@ def test_results_come_before_the_last_image_is_read(tmp_path: Path, monkeypatch:
     next(found)
     assert len(read) < 20
     found.close()  # type: ignore[attr-defined]
+
+
+def test_no_more_threads_than_the_allotment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pools: list[int] = []
+
+    def pool(workers: int, **options: Any) -> ThreadPoolExecutor:
+        pools.append(workers)
+        return ThreadPoolExecutor(workers, **options)
+
+    monkeypatch.setattr(predicting, "cpu_allotment", lambda: 3)
+    monkeypatch.setattr(predicting, "ThreadPoolExecutor", pool)
+    assert len(list(predict_files(_shipped(tmp_path), _pictures(tmp_path, "a.png", "b.png"), Listener()))) == 2
+    assert pools == [3]
 
 
 def test_broken_images_among_good_ones_are_no_error(tmp_path: Path) -> None:

@@ -12,12 +12,12 @@ import torch
 from loopback import Drive, Heard, Site, cut, dropped, serving, status
 
 from denetdm_cli import checkpoint, transfer
+from denetdm_cli.authors_models import DRIVE_ADDRESS, PUBLISHED
 from denetdm_cli.errors import CheckpointError, ConfigError, DownloadError
 from denetdm_cli.files import folder_lock
 from denetdm_cli.models.experts import ProductOfExperts, TargetModel
 from denetdm_cli.models.official import ARCHITECTURES, Dataset, Official, Stage, to_official
 from denetdm_cli.pretrained import RECORDS, fetch, listing
-from denetdm_cli.published import DRIVE_ADDRESS, PUBLISHED
 
 PATH = "colored_mnist/debiased_model.th"
 PAGE = b"<!DOCTYPE html><html><head><title>Google Drive - Quota exceeded</title></head></html>"

@@ -2,12 +2,14 @@
 
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 
+from denetdm_cli import logs
 from denetdm_cli.cli import app
 from denetdm_cli.errors import (
     EXIT_INTERRUPTED,
@@ -31,6 +33,12 @@ COMMANDS = sorted(
         )
     )
 )
+
+
+@pytest.fixture(autouse=True)
+def _as_usual() -> Iterator[None]:
+    yield
+    logs.reset()  # which a --quiet in the README has changed
 
 
 @pytest.mark.parametrize("line", COMMANDS)

@@ -1,19 +1,19 @@
-import os
-
 import pytest
 import torch
 
+from denetdm_cli import runtime
 from denetdm_cli.errors import ConfigError
 from denetdm_cli.runtime import derive_seed, generator, resolve_device, use_threads
 
 
-def test_threads_are_never_more_than_cores() -> None:
+@pytest.mark.parametrize(("count", "used"), [(0, 3), (1, 1), (2, 2), (3, 3), (1000, 3)])
+def test_threads_are_never_more_than_the_allotment(monkeypatch: pytest.MonkeyPatch, count: int, used: int) -> None:
+    monkeypatch.setattr(runtime, "cpu_allotment", lambda: 3)
+    monkeypatch.setattr(runtime, "cores", lambda: 4)
     before = torch.get_num_threads()
     try:
-        use_threads(1000)
-        assert torch.get_num_threads() == os.cpu_count()
-        use_threads(1)
-        assert torch.get_num_threads() == 1
+        use_threads(count)
+        assert torch.get_num_threads() == used
     finally:
         torch.set_num_threads(before)
 
@@ -29,3 +29,12 @@ def test_a_device_that_is_not_here() -> None:
     assert resolve_device("cpu") == torch.device("cpu")
     with pytest.raises(ConfigError, match="'cuda:99' is not on this machine"):
         resolve_device("cuda:99")
+
+
+def test_only_visible_gpus_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6,7")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)  # what torch makes of it where there are that many
+    assert resolve_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(ConfigError, match=r"cpu, cuda:0, cuda:1\b.* CUDA_VISIBLE_DEVICES is '6,7'") as refused:
+        resolve_device("cuda:7")
+    assert "'cuda:7'" in refused.value.what

@@ -19,6 +19,7 @@ from typing import IO, NoReturn
 
 from denetdm_cli.data.progress import Reporter
 from denetdm_cli.errors import DataError, StorageError
+from denetdm_cli.logs import shown
 
 IMAGE_ENDINGS = frozenset(
     (
@@ -268,14 +269,6 @@ def first_few(names: Iterable[str], count: int = 5) -> str:
     listed = [shown(name) for name in names]
     more = f" and {len(listed) - count:,} more" if len(listed) > count else ""
     return ", ".join(listed[:count]) + more
-
-
-def shown(text: str) -> str:
-    """Text that any terminal can show: what it cannot is escaped."""
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape", "backslashreplace").decode()
-        for letter in text
-    )
 
 
 def gigabytes(size: int) -> str:

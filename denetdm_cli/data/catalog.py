@@ -39,6 +39,9 @@ class _Silent:
     def say(self, line: str) -> None:
         pass
 
+    def warn(self, warning: str) -> None:
+        pass
+
     def advance(self, what: str, done: int, total: int) -> None:
         pass
 
@@ -75,7 +78,7 @@ def ensure_datasets(
         dataset, made = ensure(recipe, force=force)
         if source is not None and not made:
             if isinstance(config, ColoredMnistConfig | CorruptedCifar10Config):
-                reporter.say(f"{dataset.path} is there already, so --source was not looked at; --force makes it anew")
+                reporter.warn(f"{dataset.path} is there already, so --source was not looked at; --force makes it anew")
             else:
                 _require_same_source(dataset, config, source)
         found.append((dataset, made))
@@ -113,7 +116,7 @@ def _import_recipe(config: ImportConfig, source: Path | None, reporter: Reporter
             )
         with _listed(config, source, reporter) as listing:
             for note in listing.notes:
-                reporter.say(note)
+                reporter.warn(note)
             return pack(
                 listing,
                 path,

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from denetdm_cli.data.archives import entries, first_few, found_in, image_files, refuse, shown
+from denetdm_cli.data.archives import entries, first_few, found_in, image_files, refuse
 from denetdm_cli.data.importing import Item, Listing
 from denetdm_cli.data.table_layouts import read_table
 from denetdm_cli.errors import ConfigError, DataError
+from denetdm_cli.logs import shown
 from denetdm_cli.schema import FolderConfig
 
 _SPLITS = {"train": "train", "valid": "valid", "val": "valid", "test": "test"}

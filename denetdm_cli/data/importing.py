@@ -18,11 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from denetdm_cli.data.archives import gigabytes, refuse, shown
+from denetdm_cli.allotment import cpu_allotment
+from denetdm_cli.data.archives import gigabytes, refuse
 from denetdm_cli.data.progress import Reporter
 from denetdm_cli.data.store import Scalar, StoredDataset
 from denetdm_cli.data.writing import SplitWriter, new_dataset, opened
 from denetdm_cli.errors import DataError, StorageError
+from denetdm_cli.logs import shown
 
 Fit = Literal["stretch", "crop"]
 
@@ -129,7 +131,7 @@ def pack(
     """
     left_out = _LeftOut(listing, max_unreadable)
     read = functools.partial(read_image, size=size, fit=fit)
-    workers = os.cpu_count() or 1
+    workers = cpu_allotment()
     _formats()  # once, before there are threads
     with (
         warnings.catch_warnings(),
@@ -205,11 +207,11 @@ class _LeftOut:
     def report(self, reporter: Reporter) -> None:
         """Name the first ones."""
         if self.reasons:
-            reporter.say(f"{len(self.reasons)} of {self.total:,} images cannot be read and are left out:")
-            for name, reason in self._first():
-                reporter.say(f"  {name}: {reason}")
+            lines = [f"{len(self.reasons)} of {self.total:,} images cannot be read and are left out:"]
+            lines += [f"  {name}: {reason}" for name, reason in self._first()]
             if len(self.reasons) > _SHOWN:
-                reporter.say(f"  and {len(self.reasons) - _SHOWN:,} more")
+                lines.append(f"  and {len(self.reasons) - _SHOWN:,} more")
+            reporter.warn("\n".join(lines))
 
     def _first(self) -> list[tuple[str, str]]:
         return [(shown(name), shown(reason)) for name, reason in list(self.reasons.items())[:_SHOWN]]

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from denetdm_cli.data.archives import entries, find_tree, found_in, image_files, refuse, shown
+from denetdm_cli.data.archives import entries, find_tree, found_in, image_files, refuse
 from denetdm_cli.data.importing import Item, Listing, Splits, count_notes
 from denetdm_cli.errors import DataError
+from denetdm_cli.logs import shown
 
 _FIX = "Give a complete copy of the published data set."
 _TABLES = (".txt", ".csv")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cli_support import EPOCHS, NAME, Outcome, good, plain
+from cli_support import EPOCHS, NAME, STAMP, Outcome, good, plain
 
 from denetdm_cli import console
 from denetdm_cli.stages import Began, EpochDone, Finished
@@ -90,7 +90,7 @@ class TestWorkOnData:
                 report = console.DataReport()
                 for _, what, done, total in steps:
                     report.advance(what, done, total)
-            return err.getvalue().splitlines()
+            return STAMP.sub("", err.getvalue()).splitlines()
 
         return tell
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from denetdm_cli.data import archives
-from denetdm_cli.data.archives import find_tree, image_files, shown, unpacked
+from denetdm_cli.data.archives import find_tree, image_files, unpacked
 from denetdm_cli.errors import DataError, StorageError
+from denetdm_cli.logs import shown
 
 FILES = {"set/train/a b.png": b"1" * 5000, "set/labels.csv": b"x", "set/empty.txt": b""}
 

@@ -25,6 +25,9 @@ class Log:
     def say(self, line: str) -> None:
         self.lines.append(line)
 
+    def warn(self, warning: str) -> None:
+        self.lines.extend(warning.splitlines())
+
     def advance(self, what: str, done: int, total: int) -> None:
         self.steps.append((what, done, total))
 
@@ -290,3 +293,16 @@ def test_manifest_is_plain_json(tmp_path: Path) -> None:
     recipe = json.loads((tmp_path / "out" / "manifest.json").read_text())["recipe"]
     assert recipe["size"] == 8
     assert recipe["ratio"] is None
+
+
+def test_no_more_threads_than_the_allotment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pools: list[int] = []
+
+    def pool(workers: int) -> ThreadPoolExecutor:
+        pools.append(workers)
+        return ThreadPoolExecutor(workers)
+
+    monkeypatch.setattr(importing, "cpu_allotment", lambda: 3)
+    monkeypatch.setattr(importing, "ThreadPoolExecutor", pool)
+    packed(listing(tmp_path / "in"), tmp_path / "out")
+    assert pools == [3]

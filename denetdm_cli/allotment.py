@@ -1,0 +1,67 @@
+"""How many CPU threads a process may use. A job on a shared machine rarely has all cores that it can see."""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+
+
+def cores(environment: Mapping[str, str] = os.environ, root: Path = Path("/")) -> int:
+    """CPUs this process may use with others of its job: the least of what it is bound to, its quota, and SLURM's word.
+
+    Args:
+        environment: where SLURM_CPUS_PER_TASK is looked up.
+        root: of the file system that tells of control groups.
+    Returns:
+        At least 1; a quota of 1.5 CPUs counts as 1.
+    """
+    return max(1, int(min([_bound_to(), *_quotas(root), *_named(environment, "SLURM_CPUS_PER_TASK")])))
+
+
+def cpu_allotment(environment: Mapping[str, str] = os.environ, root: Path = Path("/")) -> int:
+    """CPU threads this process may use: as many as there are cores for it, but no more than OMP_NUM_THREADS."""
+    return min([cores(environment, root), *_named(environment, "OMP_NUM_THREADS")])
+
+
+def keep_libraries_to_allotment() -> None:
+    """Hand the allotment to OpenMP and to what numpy computes with; they look at it when they are imported."""
+    os.environ["OMP_NUM_THREADS"] = str(cpu_allotment())
+
+
+def _named(environment: Mapping[str, str], name: str) -> list[int]:
+    text = environment.get(name, "").split(",")[0]
+    return [int(text)] if text.isdecimal() and int(text) > 0 else []
+
+
+def _bound_to() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # macOS and Windows
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """CPUs' worth of time that each control group around this process gets, of those with a quota (version 1 or 2)."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        # In a container the path can be that of the host: then only the container's own group is there, as the root.
+        groups = [path, *map(str, PurePosixPath(path).parents)]
+        for mount in (controllers, "cpu") if controllers else ("", "unified"):
+            for group in groups:
+                yield from _quota(root / "sys/fs/cgroup" / mount / group.lstrip("/"))
+
+
+def _quota(group: Path) -> Iterator[float]:
+    try:
+        if (group / "cpu.max").is_file():
+            quota, period = (group / "cpu.max").read_text(encoding="utf-8").split()
+        else:
+            quota, period = ((group / f"cpu.cfs_{name}_us").read_text(encoding="utf-8") for name in ("quota", "period"))
+        if quota != "max" and int(quota) > 0:  # -1 is version 1's word for no quota
+            yield int(quota) / int(period)
+    except (OSError, ValueError):  # no such group, or none with a quota
+        return
