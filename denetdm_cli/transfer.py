@@ -288,8 +288,6 @@ def _http_errors() -> Iterator[None]:
         yield
     except (requests.RequestException, ValueError) as error:
         passing = isinstance(error, _PASSING) and not isinstance(error, requests.exceptions.SSLError)
-        if isinstance(error, requests.HTTPError) and error.response is not None:
-            passing = error.response.status_code in _PASSING_STATUS
         raise (_PassingError if passing else UnusableError)(_reason(error)) from error
 
 
