@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from denetdm_cli.files import atomic_file, atomic_folder, folder_lock, sha256, write_text
+from denetdm_cli.files import atomic_file, atomic_folder, folder_lock, made_folder, sha256, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -192,3 +192,22 @@ def test_what_a_killed_process_left_is_removed_but_not_what_is_being_written(tmp
     with folder_lock(busy), atomic_folder(tmp_path / "set") as folder:
         (folder / "file").touch()
     assert sorted(path.name for path in tmp_path.iterdir()) == [".set.busy.part", "set"]
+
+
+class TestMadeFolder:
+    def test_goes_with_those_above_it_unless_something_is_in_it(self, tmp_path: Path) -> None:
+        def fail(folder: Path) -> None:
+            with made_folder(folder):
+                assert folder.is_dir()
+                (tmp_path / "a" / "file").write_text("kept")
+                raise ValueError("no")
+
+        with pytest.raises(ValueError, match="no"):
+            fail(tmp_path / "a" / "b" / "c")
+        assert names(tmp_path) == ["a"]
+        assert names(tmp_path / "a") == ["file"]
+
+    def test_stays_where_it_was_there_before(self, tmp_path: Path) -> None:
+        with made_folder(tmp_path):
+            pass
+        assert tmp_path.is_dir()
