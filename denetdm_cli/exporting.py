@@ -69,7 +69,7 @@ def export(checkpoint_path: Path, out: Path, *, onnx: bool, force: bool = False,
     if earlier and not force:
         if not _is_that_of(earlier, place, digest, onnx=onnx):
             raise CheckpointError(
-                f"{out} holds an export of something else", "Name another folder with -o, or replace it with --force."
+                f"{out} holds another export", "Name another folder with -o, or replace it with --force."
             )
         reporter.say(f"{out} holds this export already; nothing was written")
         return [out / path.name for path in sorted(place.iterdir())]

@@ -352,7 +352,7 @@ def test_an_earlier_export_is_replaced_with_force_alone(exported: Path, tmp_path
     out.mkdir()  # an empty folder is as good as none
     export(exported / "mlp.safetensors", out, onnx=False, reporter=Listener())
     before = (out / "model.safetensors").read_bytes()
-    _refused(CheckpointError, "holds an export of something else", exported / "cnn.safetensors", out)
+    _refused(CheckpointError, "holds another export", exported / "cnn.safetensors", out)
     assert (out / "model.safetensors").read_bytes() == before
     export(exported / "cifar_resnet.safetensors", out, onnx=False, force=True, reporter=Listener())
     export(exported / "cnn.safetensors", out, onnx=False, force=True, reporter=Listener())
@@ -372,10 +372,10 @@ def test_the_same_export_is_left_as_it_is(exported: Path, tmp_path: Path) -> Non
     for name in ("network.py", "model.safetensors"):
         content = (out / name).read_bytes()
         (out / name).write_bytes(content + b" ")
-        _refused(CheckpointError, "holds an export of something else", checkpoint, out)
+        _refused(CheckpointError, "holds another export", checkpoint, out)
         (out / name).write_bytes(content)
     (out / "README.md").unlink()
-    _refused(CheckpointError, "holds an export of something else", checkpoint, out)
+    _refused(CheckpointError, "holds another export", checkpoint, out)
 
 
 @pytest.mark.parametrize("force", [False, True])

@@ -53,7 +53,7 @@ class TestExport:
             x = (pixels - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
             with torch.inference_mode():
                 torch.testing.assert_close(torch.from_numpy(logits), reference(x, 1, 0), rtol=1e-4, atol=1e-4)
-        refused(4, call("export", path, "-o", "model"), "holds an export of something else", "--force")
+        refused(4, call("export", path, "-o", "model"), "holds another export", "--force")
 
     def test_the_card_of_a_run_says_what_it_is(self, finished_run: Path) -> None:
         good("export", finished_run, "-o", "model", "--select", "paper")
