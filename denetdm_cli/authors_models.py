@@ -39,14 +39,14 @@ class Published:
 
 _UNKNOWN_RATIO = "mean of 5 seeds in the paper; of which seed and conflict ratio the file is, is not published"
 _UNKNOWN_SEED = "mean of 5 seeds in the paper; of which seed the file is, is not published"
-_UNBIASED = "unbiased test accuracy at 1 % conflicting"
+_UNBIASED = "unbiased test accuracy on {} at 1 % conflicting"
 
 PUBLISHED = tuple(
     Published(name, f"{folder}/debiased_model.th", name, "distill", accuracy, metric, note)
     for name, folder, accuracy, metric, note in (
-        ("coloredmnist", "colored_mnist", 85.22, _UNBIASED, _UNKNOWN_RATIO),
-        ("corruptedcifar10", "corrupted_cifar10", 44.20, _UNBIASED, _UNKNOWN_RATIO),
-        ("bffhq", "bffhq", 75.7, "accuracy on the conflicting test images", _UNKNOWN_SEED),
+        ("coloredmnist", "colored_mnist", 85.22, _UNBIASED.format("Colored MNIST"), _UNKNOWN_RATIO),
+        ("corruptedcifar10", "corrupted_cifar10", 44.20, _UNBIASED.format("Corrupted CIFAR-10"), _UNKNOWN_RATIO),
+        ("bffhq", "bffhq", 75.7, "accuracy on the conflicting test images of BFFHQ", _UNKNOWN_SEED),
     )
 )
 

@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 import typer
 
 from denetdm_cli import shell
-from denetdm_cli.authors_models import DRIVE_ADDRESS, PUBLISHED
+from denetdm_cli.authors_models import DRIVE_ADDRESS, PUBLISHED, named
 from denetdm_cli.cli_options import complete_models
-from denetdm_cli.errors import EXIT_INTERRUPTED, ConfigError, DownloadError
-from denetdm_cli.logs import say
+from denetdm_cli.errors import EXIT_INTERRUPTED, CheckpointError, ConfigError, DownloadError, UserError
+from denetdm_cli.logs import say, show_error
 
 Rule = Literal["last", "valid", "paper"]
 SelectOption = Annotated[
@@ -50,30 +50,36 @@ def download_pretrained(
     if known:
         tables.show_published(pretrained.listing(folder), DRIVE_ADDRESS)
         return
-    wanted = [published.name for published in PUBLISHED] if every else list(names or [])
-    if every and names:
-        raise ConfigError("names are given, and --all", "Give one of them.")
-    if not wanted:
-        raise ConfigError("no model is named", "Give names, or --all; --list shows what there is.")
+    wanted = _wanted(names or [], every=every)
     if len(wanted) > 1 and (url is not None or sha256 is not None):
         raise ConfigError("--url and --sha256 are for one model", f"Name one of {', '.join(wanted)}.")
-    failed: DownloadError | None = None
+    failed: UserError | None = None
     with _report() as reporter:
         for name in wanted:
             try:
                 path = pretrained.fetch(
                     name, folder, source=source, url=url, sha256=sha256, force=force, reporter=reporter
                 )
-            except DownloadError as error:
+            except (CheckpointError, DownloadError) as error:
                 if len(wanted) == 1:
                     raise
-                reporter.warn(f"{name}: {error.what}")
-                failed = error
+                reporter.close()
+                show_error(error)
+                failed = failed or error
             else:
                 typer.echo(path)
     if failed is not None:
-        raise failed
+        raise typer.Exit(failed.exit_code)
     say(f"Next: denetdm evaluate {shlex.quote(str(path))} --data DIR")
+
+
+def _wanted(names: list[str], *, every: bool) -> list[str]:
+    """The names of the models to fetch, each once."""
+    if every and names:
+        raise ConfigError("names are given, and --all", "Give one of them.")
+    if not every and not names:
+        raise ConfigError("no model is named", "Give names, or --all; --list shows what there is.")
+    return [published.name for published in (PUBLISHED if every else dict.fromkeys(map(named, names)))]
 
 
 def convert(
@@ -89,8 +95,6 @@ def convert(
 
     to_official = to == "official" or (to is None and file.suffix == ".safetensors")
     destination = out or file.with_suffix(".th" if to_official else ".safetensors")
-    if destination.resolve() == file.resolve():
-        raise ConfigError(f"{file} would be replaced by what is made of it", "Give another file with --out.")
     work = conversion.convert_to_official if to_official else conversion.convert_to_ours
     kind = work(file, destination, force=force)
     stage = {"train-poe": "stage 1", "distill": "stage 2"}[kind.stage]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from denetdm_cli.data.augment import Normalisation
 from denetdm_cli.data.progress import Reporter
 from denetdm_cli.errors import CheckpointError, ConfigError
-from denetdm_cli.files import atomic_folder, sha256
+from denetdm_cli.files import atomic_folder, made_folder, sha256
 from denetdm_cli.model_card import model_card
 from denetdm_cli.models.portable import Portable, portable
 from denetdm_cli.runtime import generator, versions
@@ -43,6 +43,8 @@ _LARGE = 1_900_000_000
 def export(checkpoint_path: Path, out: Path, *, onnx: bool, force: bool = False, reporter: Reporter) -> list[Path]:
     """Write the target model of a checkpoint as a folder that needs nothing of this program; whole or not at all.
 
+    Where the same was written there already, it is left as it is.
+
     Args:
         checkpoint_path: of stage 2.
         out: the folder to make.
@@ -52,17 +54,26 @@ def export(checkpoint_path: Path, out: Path, *, onnx: bool, force: bool = False,
     Returns:
         The files, by name.
     Raises:
-        CheckpointError: the checkpoint is missing, damaged, of stage 1, or its outputs are not finite.
-        ConfigError: `out` is in the way, or the network or this installation cannot be turned into ONNX.
+        CheckpointError: the checkpoint is missing, damaged, of stage 1, or its outputs are not finite; or what is at
+            `out` is something else.
+        ConfigError: the network or this installation cannot be turned into ONNX.
         OSError: the disk may not be written; nothing half-written stays.
     """
-    place = _place(out, force=force)
+    place = out.resolve()
+    earlier = _earlier(place, out)
     runtime = _onnx_runtime() if onnx else None
     shipped = load_shipped(checkpoint_path, torch.device("cpu"))
     network = portable(shipped.model, shipped.config.model.target, shipped.image_shape)
     _require_same(shipped, network)
     digest = sha256(checkpoint_path)
-    with atomic_folder(place, replace=place.exists()) as folder:
+    if earlier and not force:
+        if not _is_that_of(earlier, place, digest, onnx=onnx):
+            raise CheckpointError(
+                f"{out} holds another export", "Name another folder with -o, or replace it with --force."
+            )
+        reporter.say(f"{out} holds this export already; nothing was written")
+        return [out / path.name for path in sorted(place.iterdir())]
+    with made_folder(place.parent), atomic_folder(place, replace=place.exists()) as folder:
         _write_weights(folder / WEIGHTS, network.module, shipped.config.model.target.name)
         for name, text in network.files.items():
             (folder / name).write_text(text, encoding="utf-8")
@@ -76,41 +87,48 @@ def export(checkpoint_path: Path, out: Path, *, onnx: bool, force: bool = False,
     return [out / name for name in names]
 
 
-def _place(out: Path, *, force: bool) -> Path:
-    """The folder to make, with links followed.
+def _earlier(place: Path, out: Path) -> dict[str, Any]:
+    """The config.json of the export that is in a folder; empty where nothing is in it.
 
+    Args:
+        place: the folder, with links followed.
+        out: as the user calls it.
     Raises:
-        ConfigError: something is there that must stay.
+        CheckpointError: something is there that must stay.
     """
-    place = out.resolve()
     if place.exists() and not place.is_dir():
-        raise ConfigError(f"{out} is a file", "Give the path of a folder with -o.")
+        raise CheckpointError(f"{out} is a file", "Give the path of a folder with -o.")
     if place == Path.cwd():
-        raise ConfigError(f"{out} is the current folder, which cannot be replaced", "Name a new folder with -o.")
+        raise CheckpointError(f"{out} is the current folder, which cannot be replaced", "Name a new folder with -o.")
     names = sorted(path.name for path in place.iterdir()) if place.is_dir() else []
     if not names:
-        return place
+        return {}
     if others := sorted(set(names) - _FILES):
-        raise ConfigError(
+        raise CheckpointError(
             f"{out} holds other files than an export, such as {others[0]}, and is left as it is",
             "Name a new folder with -o.",
         )
-    if not _is_export(place):
-        raise ConfigError(
+    try:
+        found = json.loads((place / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if not (isinstance(found, dict) and found.get("format") == _FORMAT):
+        raise CheckpointError(
             f"{out} holds {', '.join(names)}, but is no export of denetdm, and is left as it is",
             "Name a new folder with -o.",
         )
-    if not force:
-        raise ConfigError(f"{out} holds an export already", "Name another folder with -o, or replace it with --force.")
-    return place
+    return found
 
 
-def _is_export(folder: Path) -> bool:
-    try:
-        found = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(found, dict) and found.get("format") == _FORMAT
+def _is_that_of(earlier: dict[str, Any], place: Path, digest: str, *, onnx: bool) -> bool:
+    """Whether an export is that of a checkpoint, by whichever version of this program, and its weights are unchanged.
+
+    The card may have been edited.
+    """
+    kept = {path.name: {"sha256": sha256(path)} for path in place.iterdir() if path.name not in (CONFIG, CARD)}
+    source, files = earlier.get("source"), earlier.get("files")
+    same = isinstance(source, dict) and source.get("sha256") == digest and (ONNX in kept) == onnx
+    return same and files == kept and (place / CARD).is_file()
 
 
 def _require_same(shipped: Shipped, network: Portable) -> None:

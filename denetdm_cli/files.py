@@ -1,5 +1,6 @@
 """Files and folders that are either whole or not there."""
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -150,6 +151,19 @@ def naming(path: Path) -> Iterator[None]:
         if error.filename is None or str(error.filename).endswith(PART):
             error.filename = str(path)
         raise
+
+
+@contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """Have a folder, and those above it, for the body; what was made of them and is empty at the end is removed."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # the first that is not empty, or was not made
+            for path in missing:
+                path.rmdir()
 
 
 def write_text(path: Path, text: str) -> None:

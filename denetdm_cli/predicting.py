@@ -21,7 +21,7 @@ from denetdm_cli.data.augment import Normalisation
 from denetdm_cli.data.importing import UnreadableError, read_image
 from denetdm_cli.data.progress import Reporter
 from denetdm_cli.errors import CheckpointError, DataError
-from denetdm_cli.files import atomic_file
+from denetdm_cli.files import atomic_file, made_folder
 from denetdm_cli.logs import shown
 from denetdm_cli.runtime import use_threads
 from denetdm_cli.shipped import Resizing, Shipped
@@ -109,6 +109,7 @@ def write_csv(path: Path, class_names: Sequence[str], predictions: Iterable[Pred
     The file is written whole or, if the predictions end in an error, not at all.
     """
     with (
+        made_folder(path.parent),
         atomic_file(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
     ):

@@ -105,8 +105,7 @@ def fetch(
     job = Job(named(name), folder, reporter)
     expected = _checked_digest(sha256)
     _check_places(source, url)
-    folder.mkdir(parents=True, exist_ok=True)
-    with files.folder_lock(folder) as free:
+    with files.made_folder(folder), files.folder_lock(folder) as free:
         if not free:
             raise CheckpointError(
                 f"another process is fetching models into {folder}", "Wait until it has ended, or give another folder."

@@ -1,7 +1,9 @@
 """Getting the file of a published model from wherever it lies."""
 
 import re
+import shlex
 import shutil
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +13,7 @@ from denetdm_cli.authors_models import DRIVE_ADDRESS, DRIVE_ID, Published
 from denetdm_cli.data.archives import first_few, gigabytes
 from denetdm_cli.data.fetch import UnusableError, zip_members
 from denetdm_cli.data.progress import Reporter
-from denetdm_cli.errors import CheckpointError, DownloadError
+from denetdm_cli.errors import CheckpointError, DownloadError, UserError
 from denetdm_cli.files import PART, naming
 from denetdm_cli.transfer import download, download_from_drive, forget, kept_bytes, shown_address
 
@@ -22,6 +24,7 @@ _FETCHED = "fetched"
 _ENDINGS = (".th", ".pth", ".pt")
 _ZIP_START = b"PK\x03\x04"
 _PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<")
+_GIVE_THE_FILE = "Give the file itself with --from FILE."
 _QUOTA = re.compile(rb"quota|too many (users|times)|download limit", re.IGNORECASE)
 
 
@@ -55,10 +58,11 @@ class Job:
 
     @property
     def by_hand(self) -> str:
-        """How to have the file without this program."""
+        """How to have the file where this program cannot fetch it, or got something else."""
+        again = ["denetdm", "download-pretrained", self.name, "--folder", str(self.folder)]
         return (
             f"Open {DRIVE_ADDRESS} in a browser, download {self.published.path}, and give it with --from FILE (or "
-            f"--from with a folder or zip that holds it); or save it as {self.original} and run the same command again."
+            f"--from with a folder or zip that holds it); or save it as {self.original} and run: {shlex.join(again)}"
         )
 
 
@@ -86,8 +90,8 @@ def obtain(job: Job, scratch: Path, *, source: Path | None, url: str | None) -> 
         source: a local file, or a folder or zip that holds it.
         url: an http(s) address of the file, or of a zip that holds it. Without both, it comes from the authors' folder.
     Raises:
-        DownloadError: it could not be fetched, or is a web page.
-        CheckpointError: the source does not exist or holds no such file.
+        DownloadError: it could not be fetched, or what came is a web page or empty.
+        CheckpointError: the source does not exist, or holds no such file; or what came is a zip without it, or damaged.
         StorageError: the disk has too little space.
     """
     if source is not None:
@@ -96,10 +100,11 @@ def obtain(job: Job, scratch: Path, *, source: Path | None, url: str | None) -> 
         fetched = _from_url(job, url, scratch)
     else:
         fetched = _from_drive(job, scratch)
-    _refuse_page(job, fetched)
+    wrong = DownloadError if source is None else CheckpointError
+    _refuse_page(job, fetched, wrong)
     inner = _out_of_zip(job, fetched, scratch)
     if inner is not fetched:
-        _refuse_page(job, inner)
+        _refuse_page(job, inner, wrong)
     path = scratch / job.published.file
     inner.path.replace(path)
     return Fetched(path, inner.shown, inner.source)
@@ -131,10 +136,11 @@ def _from_url(job: Job, url: str, scratch: Path) -> Fetched:
     except UnusableError as error:
         raise DownloadError(
             f"{job.name} could not be fetched from {address}: {error}.",
-            f"Check the address in a browser.{_kept_words(job.part)} Or give a local file, folder or zip with --from.",
+            f"Open the address in a browser, and give the file with --from FILE.{_kept_words(job.part)}",
         ) from None
     except KeyboardInterrupt:
-        job.reporter.say(f"stopped.{_kept_words(job.part)}")
+        if kept := _kept_words(job.part):
+            job.reporter.say(f"{job.name}:{kept}")
         raise
     destination = scratch / _FETCHED
     job.part.replace(destination)
@@ -156,7 +162,7 @@ def _from_source(job: Job, source: Path, scratch: Path) -> Fetched:
         try:
             source = paths[_choose(job.published, sorted(paths))]
         except UnusableError as error:
-            raise CheckpointError(f"in {source} {error}", job.by_hand) from None
+            raise CheckpointError(f"in {source} {error}", _GIVE_THE_FILE) from None
     if not source.is_file():
         state = "is no plain file" if source.exists() else "does not exist"
         raise CheckpointError(f"{source} {state}", "Check the path after --from.")
@@ -195,14 +201,14 @@ def _choose(published: Published, paths: Sequence[str]) -> str:
     raise UnusableError(f"there is no {published.path}, only {first_few(paths) or 'nothing of that kind'}")
 
 
-def _refuse_page(job: Job, fetched: Fetched) -> None:
+def _refuse_page(job: Job, fetched: Fetched, wrong: type[UserError]) -> None:
     with fetched.path.open("rb") as file:
         start = file.read(1 << 16)
     if not start:
-        raise DownloadError(f"{fetched.shown} is empty", job.by_hand)
+        raise wrong(f"{fetched.shown} is empty", job.by_hand)
     if _PAGE.match(start):
-        quota = ", which says that it was downloaded too often; in a day it may be had" if _QUOTA.search(start) else ""
-        raise DownloadError(f"{fetched.shown} is a web page, not a model{quota}", job.by_hand)
+        quota = "; it says that too many have downloaded the file; try again in a day" if _QUOTA.search(start) else ""
+        raise wrong(f"{fetched.shown} is a web page, not a model{quota}", job.by_hand)
 
 
 def _out_of_zip(job: Job, fetched: Fetched, scratch: Path) -> Fetched:
@@ -210,6 +216,8 @@ def _out_of_zip(job: Job, fetched: Fetched, scratch: Path) -> Fetched:
     with fetched.path.open("rb") as file:
         if file.read(len(_ZIP_START)) != _ZIP_START:
             return fetched
+    if not zipfile.is_zipfile(fetched.path):
+        raise CheckpointError(f"{fetched.shown} is cut short or damaged", job.by_hand)
     destination = scratch / "unpacked"
     try:
         with zip_members(fetched.path, _MEMBER_LIMIT) as members:

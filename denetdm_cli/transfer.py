@@ -33,7 +33,7 @@ _SILENCE_SECONDS = 30.0
 _DRIVE_SECONDS = 1800.0
 _SECONDS_BETWEEN_LINES = 10.0
 _CHUNK = 1 << 16
-_REASON_LENGTH = 300
+_REASON_LENGTH = 400
 _PASSING_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 _PASSING = (
     requests.ConnectionError,
@@ -43,6 +43,8 @@ _PASSING = (
 )
 _RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)")
 _POOL = re.compile(r"^HTTPS?Connection(Pool)?\(.*?\): ")
+_ADVICE = re.compile(r"(You may still be able to access|The received bytes are kept in|Check FAQ in) .*", re.DOTALL)
+"""What gdown adds to a reason: other ways than this program's, and a temporary file that is not kept."""
 
 
 class _PassingError(UnusableError):
@@ -316,4 +318,5 @@ def _reason(error: Exception) -> str:
         error = error.args[0]
     error = getattr(error, "reason", None) or error
     text = str(error.args[0] if error.args else error)
-    return shown(" ".join(_POOL.sub("", text).split()))[:_REASON_LENGTH].rstrip(". ") or type(error).__name__
+    text = " ".join(_ADVICE.sub("", _POOL.sub("", text)).split())
+    return shown(text)[:_REASON_LENGTH].rstrip(". ") or type(error).__name__

@@ -23,7 +23,7 @@ class Request(BaseHTTPRequestHandler):
         site = self.server.site
         site.asked.append({"path": self.path, **dict(self.headers.items())})
         self.close_connection = True
-        (site.answers.pop(0) if site.answers else whole)(self)
+        (site.answers.pop(0) if site.answers else site.usual)(self)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         pass
@@ -36,13 +36,14 @@ class Request(BaseHTTPRequestHandler):
 
 
 class Site:
-    """What the server has, what it was asked, and its answers to the next requests; then it gives what it has."""
+    """What the server has, what it was asked, its answers to the next requests, and the usual one to all others."""
 
     def __init__(self, address: str) -> None:
         self.address = address
         self.content = bytes(range(256)) * 1000
         self.tag = '"1"'
         self.answers: list[Answer] = []
+        self.usual: Answer = whole
         self.asked: list[dict[str, str]] = []
 
 
@@ -116,11 +117,11 @@ def endless(request: Request) -> None:
         request.wfile.write(bytes(1 << 16))
 
 
-def silent(count: int, seconds: float) -> Answer:
+def silent(count: int, seconds: float, **headers: object) -> Answer:
     """Some bytes, and then nothing for a while."""
 
     def answer(request: Request) -> None:
-        cut(count)(request)
+        cut(count, **headers)(request)
         request.wfile.flush()
         time.sleep(seconds)
 

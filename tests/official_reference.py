@@ -94,10 +94,13 @@ class Reference(nn.Module):
         self.debias_branch = _layers(shallow) if stage_1 else _resnet18()
         self.classifier = nn.Linear(512, 2)
 
-    def forward(self, x: Tensor, debias_weight: float = 1, bias_weight: float = 1) -> Tensor:
+    def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if isinstance(self.bias_branch, nn.Sequential):
             x = x.flatten(1)
-        debias, bias = self.debias_branch(x).flatten(1), self.bias_branch(x)
+        return self.debias_branch(x).flatten(1), self.bias_branch(x)
+
+    def forward(self, x: Tensor, debias_weight: float = 1, bias_weight: float = 1) -> Tensor:
+        debias, bias = self.features(x)
         return self.classifier(debias_weight * debias + bias_weight * bias)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from official_reference import SIX, SIZES, Reference, images
+from official_reference import SIZES, Reference, images
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -39,29 +39,6 @@ def th(tmp_path: Path, mnist: OrderedDict[str, Tensor]) -> Path:
     path = tmp_path / "debiased_model.th"
     torch.save(mnist, path)
     return path
-
-
-@pytest.mark.parametrize(("dataset", "stage"), SIX)
-def test_all_six_go_there_and_back(tmp_path: Path, dataset: str, stage: str) -> None:
-    reference = Reference(dataset, stage)
-    source, ours, back = tmp_path / "a.th", tmp_path / "ours.safetensors", tmp_path / "back.th"
-    torch.save(reference.state_dict(), source)
-    assert convert_to_ours(source, ours) == Official(dataset, stage)
-    loaded = checkpoint.load_model(ours, CPU)
-    assert loaded.metadata["stage"] == stage
-    x = images(SIZES[dataset], 1 if dataset == "bffhq" else 3)
-    with torch.inference_mode():
-        logits = loaded.model.predict_all(x)
-        debiased = logits["shallow" if stage == "train-poe" else "target"]
-        for found, weights in ((logits["product"], (1, 1)), (debiased, (1, 0)), (logits["deep"], (0, 1))):
-            torch.testing.assert_close(found, reference(x, *weights), rtol=1e-5, atol=1e-5)
-
-    assert convert_to_official(ours, back) == Official(dataset, stage)
-    state = torch.load(back, weights_only=True)
-    assert state.keys() == reference.state_dict().keys()
-    assert all(torch.equal(state[name], tensor) for name, tensor in reference.state_dict().items())
-    Reference(dataset, stage, seed=1).load_state_dict(state, strict=True)
-    assert back.stat().st_size < 1.01 * source.stat().st_size + 20_000  # the ResNet-18 is stored once
 
 
 @pytest.mark.parametrize("stage", ["train-poe", "distill"])

@@ -369,7 +369,7 @@ def test_an_earlier_export_is_replaced_with_force_alone(exported: Path, tmp_path
     out.mkdir()  # an empty folder is as good as none
     export(exported / "mlp.safetensors", out, onnx=False, reporter=Listener())
     before = (out / "model.safetensors").read_bytes()
-    _refused(ConfigError, "holds an export already", exported / "cnn.safetensors", out)
+    _refused(CheckpointError, "holds another export", exported / "cnn.safetensors", out)
     assert (out / "model.safetensors").read_bytes() == before
     export(exported / "cifar_resnet.safetensors", out, onnx=False, force=True, reporter=Listener())
     export(exported / "cnn.safetensors", out, onnx=False, force=True, reporter=Listener())
@@ -378,27 +378,44 @@ def test_an_earlier_export_is_replaced_with_force_alone(exported: Path, tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_the_same_export_is_left_as_it_is(exported: Path, tmp_path: Path) -> None:
+    checkpoint, out, listener = exported / "cifar_resnet.safetensors", tmp_path / "out", Listener()
+    written = export(checkpoint, out, onnx=False, reporter=listener)
+    (out / "README.md").write_text("a card gone on with")
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.iterdir()}
+    assert export(checkpoint, out, onnx=False, reporter=listener) == written
+    assert listener.lines[-1] == f"{out} holds this export already; nothing was written"
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.iterdir()} == before
+    for name in ("network.py", "model.safetensors"):
+        content = (out / name).read_bytes()
+        (out / name).write_bytes(content + b" ")
+        _refused(CheckpointError, "holds another export", checkpoint, out)
+        (out / name).write_bytes(content)
+    (out / "README.md").unlink()
+    _refused(CheckpointError, "holds another export", checkpoint, out)
+
+
 @pytest.mark.parametrize("force", [False, True])
 def test_other_folders_are_never_replaced(exported: Path, tmp_path: Path, force: bool) -> None:
     checkpoint, mine = exported / "mlp.safetensors", tmp_path / "mine"
     mine.mkdir()
     (mine / "config.json").write_text('{"mine": true}')
-    _refused(ConfigError, "is no export of denetdm", checkpoint, mine, force=force)
+    _refused(CheckpointError, "is no export of denetdm", checkpoint, mine, force=force)
     (mine / "notes.txt").write_text("mine")
-    _refused(ConfigError, r"other files than an export, such as notes\.txt", checkpoint, mine, force=force)
+    _refused(CheckpointError, r"other files than an export, such as notes\.txt", checkpoint, mine, force=force)
     assert (mine / "notes.txt").read_text() == "mine"
 
     published = tmp_path / "published"
     export(checkpoint, published, onnx=False, reporter=Listener())
     (published / ".git").mkdir()
-    _refused(ConfigError, r"such as \.git", checkpoint, published, force=force)
-    _refused(ConfigError, "is a file", checkpoint, mine / "notes.txt", force=force)
+    _refused(CheckpointError, r"such as \.git", checkpoint, published, force=force)
+    _refused(CheckpointError, "is a file", checkpoint, mine / "notes.txt", force=force)
     assert (published / ".git").is_dir()
 
 
 def test_the_current_folder_is_refused(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    _refused(ConfigError, "is the current folder", exported / "mlp.safetensors", Path())
+    _refused(CheckpointError, "is the current folder", exported / "mlp.safetensors", Path())
 
 
 def test_a_failed_write_leaves_everything_as_it_was(

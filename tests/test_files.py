@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from denetdm_cli import files
-from denetdm_cli.files import atomic_file, atomic_folder, folder_lock, is_held, sha256, write_text
+from denetdm_cli.files import atomic_file, atomic_folder, folder_lock, is_held, made_folder, sha256, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -222,3 +222,22 @@ def test_a_process_that_looks_keeps_no_other_out(tmp_path: Path, monkeypatch: py
     with folder_lock(tmp_path) as free:
         assert free
     assert len(ended) == 1
+
+
+class TestMadeFolder:
+    def test_goes_with_those_above_it_unless_something_is_in_it(self, tmp_path: Path) -> None:
+        def fail(folder: Path) -> None:
+            with made_folder(folder):
+                assert folder.is_dir()
+                (tmp_path / "a" / "file").write_text("kept")
+                raise ValueError("no")
+
+        with pytest.raises(ValueError, match="no"):
+            fail(tmp_path / "a" / "b" / "c")
+        assert names(tmp_path) == ["a"]
+        assert names(tmp_path / "a") == ["file"]
+
+    def test_stays_where_it_was_there_before(self, tmp_path: Path) -> None:
+        with made_folder(tmp_path):
+            pass
+        assert tmp_path.is_dir()

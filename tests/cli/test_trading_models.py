@@ -12,18 +12,6 @@ from official_reference import Reference
 from PIL import Image
 
 
-def test_export_writes_a_folder_once(finished_run: Path, tmp_path: Path) -> None:
-    out = good("export", finished_run, "-o", "model").out.split()
-    assert {Path(name).name for name in out} == {"README.md", "config.json", "model.safetensors"}
-    assert json.loads((tmp_path / "model" / "config.json").read_text())
-    before = contents(tmp_path / "model")
-    refused(2, call("export", finished_run, "-o", "model"), "model", "--force")
-    assert contents(tmp_path / "model") == before
-    good("export", finished_run, "-o", "model", "--force")
-    refused(4, call("export", finished_run / "train-poe", "-o", "other"), "stage-1", "distill")
-    assert not (tmp_path / "other").exists()
-
-
 def test_predict_prints_or_writes_a_line_an_image(finished_run: Path, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     for number in range(3):
