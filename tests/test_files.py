@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from denetdm_cli.files import atomic_file, atomic_folder, folder_lock, sha256, write_text
+from denetdm_cli.files import atomic_file, atomic_folder, sha256, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -27,6 +27,12 @@ def test_sha256_is_that_of_the_whole_file(tmp_path: Path, size: int) -> None:
     content = bytes(i % 251 for i in range(997)) * (size // 997 + 1)
     (tmp_path / "file").write_bytes(content[:size])
     assert sha256(tmp_path / "file") == hashlib.sha256(content[:size]).hexdigest()
+
+
+def test_sha256_is_stopped_between_chunks(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(3 << 22))
+    answers = [False, True]
+    assert sha256(tmp_path / "file", lambda: answers.pop(0)) == hashlib.sha256(bytes(1 << 22)).hexdigest()
 
 
 class TestFile:
@@ -76,6 +82,15 @@ class TestFile:
         with pytest.raises(FileNotFoundError) as caught, atomic_file(tmp_path / "file"):
             (tmp_path / "source").read_text()
         assert caught.value.filename == str(tmp_path / "source")
+
+    def test_an_error_about_what_is_temporary_names_what_it_was_to_be(self, tmp_path: Path) -> None:
+        for part in ("missing/file", ""):
+            with pytest.raises(OSError) as caught, atomic_folder(tmp_path / "folder") as temporary:  # noqa: PT011
+                (temporary / part).read_text()
+            assert caught.value.filename == str(tmp_path / "folder")
+        with pytest.raises(OSError) as caught, atomic_file(tmp_path / "file") as temporary:  # noqa: PT011
+            (temporary / "below").read_text()
+        assert caught.value.filename == str(tmp_path / "file")
 
     def test_has_the_rights_that_the_umask_leaves(self, tmp_path: Path) -> None:
         before = os.umask(0o027)
@@ -182,13 +197,3 @@ def test_a_pipe_is_written_to_and_a_link_followed(tmp_path: Path) -> None:
     write_text(link, "new")
     assert link.is_symlink()
     assert real.read_text() == "new"
-
-
-def test_what_a_killed_process_left_is_removed_but_not_what_is_being_written(tmp_path: Path) -> None:
-    left, busy = tmp_path / ".set.dead.part", tmp_path / ".set.busy.part"
-    for folder in (left, busy):
-        folder.mkdir()
-        os.utime(folder, (1, 1))
-    with folder_lock(busy), atomic_folder(tmp_path / "set") as folder:
-        (folder / "file").touch()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".set.busy.part", "set"]

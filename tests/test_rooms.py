@@ -8,7 +8,7 @@ import denetdm_cli
 PACKAGE = Path(denetdm_cli.__file__).parent
 
 ROOMS = [
-    "errors", "files", "schema", "config", "runtime",
+    "errors", "temporary", "files", "schema", "config", "runtime",
     "data.store", "data.writing", "data.progress", "data.fetch", "data.mnist", "data.cifar", "data.frost",
     "data.recipes", "data.coloredmnist", "data.weather", "data.corruptions", "data.corruptedcifar10",
     "data.archives", "data.importing", "data.table_layouts", "data.layouts", "data.folders", "data.catalog",
