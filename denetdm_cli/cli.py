@@ -18,7 +18,7 @@ from denetdm_cli.cli_arguments import (
     SourceOption,
 )
 from denetdm_cli.cli_options import Program, QuietOption, VerboseOption, complete_presets
-from denetdm_cli.errors import ConfigError, UserError, of_system
+from denetdm_cli.errors import ConfigError, StorageError, UserError, of_system
 from denetdm_cli.presets import preset_names
 
 app = typer.Typer(
@@ -121,6 +121,8 @@ def make_data(
         "dataset.seed": seed,
         "dataset.root": data_root,
     }
+    chosen = config.load(path, settings or ()).dataset
+    shell.require_options(dataset, chosen, options | {"dataset.ratio": ratio or None, "frost": frost})
     wanted = [
         shell.absolute(config.load(path, settings or (), options | {"dataset.ratio": value})).dataset
         for value in (ratio if ratio else (None,))
@@ -145,23 +147,31 @@ def validate(
     settings: SetOption = None,
 ) -> None:
     """Check a data set folder, or images before they are imported, and show what is in it."""
-    import tempfile
-
     from denetdm_cli import config
     from denetdm_cli.data.store import looks_like_dataset, open_dataset
     from denetdm_cli.tables import show_dataset
+    from denetdm_cli.temporary import scratch_folder
 
     sheet = preview or Path(f"{_ARCHIVE_ENDING.sub('', data.resolve().name)}-sheet.png")
     shell.require_ending(sheet, ".png", "--preview")
     if looks_like_dataset(data):
+        if settings:
+            raise ConfigError(f"--set: {data} is a data set already", "Leave it out; it is for images to be imported.")
         stored = open_dataset(data, thorough=True)
         show_dataset(stored, f"{data} (sound)", groups=True)
         shell.draw_sheet(stored, sheet, stored.path.name)
         return
-    with tempfile.TemporaryDirectory(prefix="denetdm-") as scratch:
-        options = {"dataset.root": scratch, "dataset.folder": "checked", "dataset.size": _CHECKED_SIZE}
+    given = {setting.partition("=")[0].strip() for setting in settings or ()}
+    if unused := sorted(given & {"dataset.root", "dataset.folder"}):
+        raise ConfigError(f"--set {unused[0]}: validate keeps no data set", "Leave it out; it is for make-data.")
+    with scratch_folder() as scratch:
+        size = None if "dataset.size" in given else _CHECKED_SIZE
+        options = {"dataset.root": str(scratch), "dataset.folder": "checked", "dataset.size": size}
         wanted = config.load(config.preset_path("folder"), settings or (), options).dataset
-        ((stored, _),) = shell.make_or_open([wanted], data, force=False)
+        try:
+            ((stored, _),) = shell.make_or_open([wanted], data, force=False)
+        except StorageError as error:
+            raise StorageError(error.what, "Set the environment variable TMPDIR to a folder with more space.") from None
         show_dataset(stored, f"{data}, as make-data folder would import it", groups=True, digest=False)
         shell.draw_sheet(stored, sheet, data.resolve().name)
 

@@ -4,27 +4,27 @@ import contextlib
 import errno
 import hashlib
 import os
-import shutil
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-PART = ".part"
-"""What the names of temporary files and folders end in; only a killed process leaves one behind."""
+from denetdm_cli.temporary import PART, exchange, new_file, new_folder, recover, temporary
+
+__all__ = [
+    "PART", "atomic_file", "atomic_folder", "folder_lock", "is_held", "made_folder", "naming", "sha256", "write_text",
+]  # fmt: skip
 
 _CHUNK = 1 << 22
-_STALE_SECONDS = 60
 _SECONDS_BETWEEN_TRIES = (0.01, 0.04, 0.15)
 """A folder that is held is asked for again after these: it may be one that `is_held` looks at, for microseconds."""
 
 
-def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, as lower-case hexadecimal."""
+def sha256(path: Path, stopped: Callable[[], bool] = lambda: False) -> str:
+    """SHA-256 of a file's bytes, as lower-case hexadecimal; of its beginning only, once `stopped` says so."""
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
-        while chunk := file.read(_CHUNK):
+        while (chunk := file.read(_CHUNK)) and not stopped():
             digest.update(chunk)
     return digest.hexdigest()
 
@@ -96,17 +96,11 @@ def atomic_file(path: Path) -> Iterator[Path]:
     if path.is_symlink():
         path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with naming(path):
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        try:
-            yield temporary
-            _flush(temporary)
-            temporary.chmod(0o666 & ~_umask())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with naming(path), temporary(path.parent, f".{path.name}", new_file) as new:
+        yield new
+        _flush(new)
+        new.chmod(0o666 & ~_umask())
+        new.replace(path)
 
 
 @contextmanager
@@ -123,32 +117,26 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with naming(path):
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent))
-        old = temporary.with_suffix(".old")
-        try:
-            with folder_lock(temporary):  # so that no other process takes it for one that a killed process left
-                _remove_stale(path)
-                yield temporary
-            temporary.chmod(0o777 & ~_umask())
-            if path.exists():
-                if not replace:
-                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
-                path.replace(old)
-            temporary.replace(path)
-        finally:
-            if old.exists() and not path.exists():
-                old.replace(path)  # stopped between the two renames
-            shutil.rmtree(old, ignore_errors=True)
-            shutil.rmtree(temporary, ignore_errors=True)
+        recover(path)
+        with temporary(path.parent, f".{path.name}", new_folder) as new:
+            yield new
+            new.chmod(0o777 & ~_umask())
+            if not path.exists():
+                new.replace(path)
+            elif replace:
+                exchange(new, path)
+            else:
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let an OSError of the body name `path`, where it names nothing (a failed write) or a temporary file."""
+    """Let an OSError of the body name `path`, where it names nothing (a failed write) or what is temporary."""
     try:
         yield
     except OSError as error:
-        if error.filename is None or str(error.filename).endswith(PART):
+        named = str(error.filename)
+        if error.filename is None or named.endswith(PART) or named.startswith(str(path.with_name(f".{path.name}."))):
             error.filename = str(path)
         raise
 
@@ -170,15 +158,6 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def _remove_stale(path: Path) -> None:
-    """Remove the temporary folders of `path` that killed processes left."""
-    for part in path.parent.glob(f".{path.name}.*{PART}"):
-        if part.is_dir() and time.time() - part.stat().st_mtime > _STALE_SECONDS:
-            with folder_lock(part) as free:
-                if free:
-                    shutil.rmtree(part, ignore_errors=True)
 
 
 def _flush(path: Path) -> None:

@@ -49,6 +49,33 @@ def absolute(config: Any) -> Any:
     return config.model_copy(update={"dataset": dataset, "model": model, "out": pinned(config.out)})
 
 
+def require_options(name: str, dataset: Any, given: dict[str, Any]) -> None:
+    """Refuse options of make-data that a data set does not have.
+
+    Args:
+        name: of the preset.
+        dataset: its section `dataset`.
+        given: values by dotted key, and `frost`; None where the option was not given.
+    Raises:
+        ConfigError: names them, and those that it has.
+    """
+    from denetdm_cli.data.recipes import OPTIONS
+
+    options = {f"dataset.{key}": option for key, option in OPTIONS.items()} | {"frost": "--frost"}
+    corrupted = hasattr(dataset, "type")
+    kind = dataset.type if corrupted and given["dataset.type"] is None else given["dataset.type"]
+    has = [key for key in options if hasattr(dataset, key.removeprefix("dataset."))]
+    has += ["frost"] if corrupted and kind == 0 else []
+    wrong = [option for key, option in options.items() if given[key] is not None and key not in has]
+    if wrong:
+        kind_of_frost = f" --type {kind}" if corrupted and "--frost" in wrong else ""
+        raise ConfigError(
+            f"make-data {name}{kind_of_frost} has no option {' and no '.join(wrong)}",
+            f"Leave {'it' if len(wrong) == 1 else 'them'} out. There are {', '.join(options[key] for key in has)} and, "
+            "as for every data set, --source, --set, --data-root, --preview and --force.",
+        )
+
+
 def make_or_open(
     wanted: list[Any], source: Path | None, force: bool, frost: Path | None = None
 ) -> list[tuple[Any, bool]]:

@@ -31,6 +31,12 @@ def test_sha256_is_that_of_the_whole_file(tmp_path: Path, size: int) -> None:
     assert sha256(tmp_path / "file") == hashlib.sha256(content[:size]).hexdigest()
 
 
+def test_sha256_is_stopped_between_chunks(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(3 << 22))
+    answers = [False, True]
+    assert sha256(tmp_path / "file", lambda: answers.pop(0)) == hashlib.sha256(bytes(1 << 22)).hexdigest()
+
+
 class TestFile:
     def test_makes_the_folders_above_and_leaves_nothing_beside(self, tmp_path: Path) -> None:
         write_text(tmp_path / "a" / "b" / "file", "grün\n")
@@ -78,6 +84,15 @@ class TestFile:
         with pytest.raises(FileNotFoundError) as caught, atomic_file(tmp_path / "file"):
             (tmp_path / "source").read_text()
         assert caught.value.filename == str(tmp_path / "source")
+
+    def test_an_error_about_what_is_temporary_names_what_it_was_to_be(self, tmp_path: Path) -> None:
+        for part in ("missing/file", ""):
+            with pytest.raises(OSError) as caught, atomic_folder(tmp_path / "folder") as temporary:  # noqa: PT011
+                (temporary / part).read_text()
+            assert caught.value.filename == str(tmp_path / "folder")
+        with pytest.raises(OSError) as caught, atomic_file(tmp_path / "file") as temporary:  # noqa: PT011
+            (temporary / "below").read_text()
+        assert caught.value.filename == str(tmp_path / "file")
 
     def test_has_the_rights_that_the_umask_leaves(self, tmp_path: Path) -> None:
         before = os.umask(0o027)
@@ -184,16 +199,6 @@ def test_a_pipe_is_written_to_and_a_link_followed(tmp_path: Path) -> None:
     write_text(link, "new")
     assert link.is_symlink()
     assert real.read_text() == "new"
-
-
-def test_what_a_killed_process_left_is_removed_but_not_what_is_being_written(tmp_path: Path) -> None:
-    left, busy = tmp_path / ".set.dead.part", tmp_path / ".set.busy.part"
-    for folder in (left, busy):
-        folder.mkdir()
-        os.utime(folder, (1, 1))
-    with folder_lock(busy), atomic_folder(tmp_path / "set") as folder:
-        (folder / "file").touch()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".set.busy.part", "set"]
 
 
 def test_to_look_whether_a_folder_is_held_changes_nothing(tmp_path: Path) -> None:

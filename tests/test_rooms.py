@@ -8,8 +8,8 @@ import denetdm_cli
 PACKAGE = Path(denetdm_cli.__file__).parent
 
 ROOMS = [
-    "errors", "logs", "stopping", "allotment", "presets", "authors_models", "files", "state_dicts", "schema", "config",
-    "ranks", "runtime",
+    "errors", "logs", "stopping", "allotment", "presets", "authors_models", "temporary", "files", "state_dicts",
+    "schema", "config", "ranks", "runtime",
     "data.store", "data.writing", "data.progress", "data.fetch", "data.mnist", "data.cifar", "data.frost",
     "data.recipes", "data.coloredmnist", "data.weather", "data.corruptions", "data.corruptedcifar10",
     "data.archives", "data.importing", "data.table_layouts", "data.layouts", "data.folders", "data.catalog",

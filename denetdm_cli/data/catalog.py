@@ -1,8 +1,9 @@
 """The data sets by name: where each lies, and how it comes to be."""
 
 import functools
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from denetdm_cli.data.archives import unpacked
@@ -46,9 +47,43 @@ class _Silent:
         pass
 
 
+class _OneOfSeveral:
+    """Passes on what is told of one of several data sets, and says of which."""
+
+    def __init__(self, name: str, reporter: Reporter) -> None:
+        self._name = name
+        self._reporter = reporter
+
+    def say(self, line: str) -> None:
+        self._reporter.say(f"{self._name}: {line}")
+
+    def warn(self, warning: str) -> None:
+        self._reporter.warn(f"{self._name}: {warning}")
+
+    def advance(self, what: str, done: int, total: int) -> None:
+        self._reporter.advance(f"{self._name}: {what}", done, total)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What the raw images may be taken from; an archive is unpacked, and its SHA-256 computed, once and when asked.
+
+    Attributes:
+        source: as the user names it; None to look where the images can be had.
+        root: the folder, or the CSV file, that the source is or holds.
+        sha256: of an archive.
+        frost: a local copy of the frost textures.
+    """
+
+    source: Path | None
+    root: Callable[[], Path]
+    sha256: Callable[[], str | None]
+    frost: Path | None
+
+
 def folder(config: DatasetConfig) -> Path:
     """Where a data set with these settings lies."""
-    return _recipes([config], None, None, _Silent())[0].path
+    return _recipes([config], _given(None, None, ExitStack(), _Silent()), _Silent())[0].path
 
 
 def ensure_datasets(
@@ -59,7 +94,9 @@ def ensure_datasets(
     force: bool = False,
     reporter: Reporter,
 ) -> list[tuple[StoredDataset, bool]]:
-    """Open the data sets with these settings, making those that are missing; raw images are read at most once.
+    """Open the data sets with these settings, making those that are missing.
+
+    Raw images are read, and archives unpacked, at most once.
 
     Args:
         configs: all of one name and below one root.
@@ -74,58 +111,71 @@ def ensure_datasets(
         DownloadError: the raw images cannot be had.
     """
     found = []
-    for config, recipe in zip(configs, _recipes(configs, source, frost, reporter), strict=True):
-        dataset, made = ensure(recipe, force=force)
-        if source is not None and not made:
-            if isinstance(config, ColoredMnistConfig | CorruptedCifar10Config):
-                reporter.warn(f"{dataset.path} is there already, so --source was not looked at; --force makes it anew")
-            else:
-                _require_same_source(dataset, config, source)
-        found.append((dataset, made))
+    with ExitStack() as stack:
+        given = _given(source, frost, stack, reporter)
+        for config, recipe in zip(configs, _recipes(configs, given, reporter), strict=True):
+            dataset, made = ensure(recipe, force=force)
+            if not made:
+                _check_given(given, config, dataset, recipe, reporter)
+            found.append((dataset, made))
     return found
 
 
-def _recipes(
-    configs: Sequence[DatasetConfig], source: Path | None, frost: Path | None, reporter: Reporter
-) -> list[Recipe]:
+def _given(source: Path | None, frost: Path | None, stack: ExitStack, reporter: Reporter) -> _Given:
+    """What was given; it stays unpacked as long as the stack is open."""
+
+    def root() -> Path:
+        if source is None:
+            raise ValueError("no source was given")
+        return stack.enter_context(unpacked(source, reporter))
+
+    archive = source if source is not None and source.is_file() and source.suffix.lower() != ".csv" else None
+    digest = functools.cache(lambda: sha256(archive) if archive else None)
+    return _Given(source, functools.cache(root), digest, frost)
+
+
+def _recipes(configs: Sequence[DatasetConfig], given: _Given, reporter: Reporter) -> list[Recipe]:
     root = Path(configs[0].root)
-    mnist = lazy_mnist(root, source, reporter.say)
-    cifar = lazy_cifar10(root, source, reporter.say)
-    textures = functools.cache(lambda: load_textures(root, frost, reporter.say))
+    mnist = lazy_mnist(root, given.source, reporter.say)
+    cifar = lazy_cifar10(root, given.source, reporter.say)
+    textures = functools.cache(lambda: load_textures(root, given.frost, reporter.say))
 
     def recipe(config: DatasetConfig) -> Recipe:
+        ratio = getattr(config, "ratio", None)
+        teller = reporter if ratio is None or len(configs) == 1 else _OneOfSeveral(f"ratio {ratio}", reporter)
         if isinstance(config, ColoredMnistConfig):
             return coloured_mnist_recipe(config, mnist)
         if isinstance(config, CorruptedCifar10Config):
-            return corrupted_cifar10_recipe(config, cifar, textures, reporter)
-        return _import_recipe(config, source, reporter)
+            return corrupted_cifar10_recipe(config, cifar, textures, teller)
+        return _import_recipe(config, given, teller)
 
     return [recipe(config) for config in configs]
 
 
-def _import_recipe(config: ImportConfig, source: Path | None, reporter: Reporter) -> Recipe:
+def _import_recipe(config: ImportConfig, given: _Given, reporter: Reporter) -> Recipe:
     path = Path(config.root) / _import_folder(config)
     settings: dict[str, Scalar] = config.model_dump(exclude={"root", "folder"})
     again = f"{command(config)} --source FOLDER_OR_ARCHIVE"
 
     def make(replace: bool) -> StoredDataset:
-        if source is None:
+        if given.source is None:
             raise DataError(
                 f"data set {config.name} is not in {path}, and it cannot be downloaded",
                 f"Bring the files and import them once: `{again}`.",
             )
-        with _listed(config, source, reporter) as listing:
-            for note in listing.notes:
-                reporter.warn(note)
-            return pack(
-                listing,
-                path,
-                size=None if isinstance(config, DfaConfig) else config.size,
-                fit="stretch" if isinstance(config, DfaConfig) else config.fit,
-                recipe=settings | ({"source_sha256": sha256(source)} if _is_archive(source) else {}),
-                replace=replace,
-                reporter=reporter,
-            )
+        listing = _listed(config, given.root())
+        for note in listing.notes:
+            reporter.warn(note)
+        digest = given.sha256()
+        return pack(
+            listing,
+            path,
+            size=None if isinstance(config, DfaConfig) else config.size,
+            fit="stretch" if isinstance(config, DfaConfig) else config.fit,
+            recipe=settings | ({"source_sha256": digest} if digest else {}),
+            replace=replace,
+            reporter=reporter,
+        )
 
     return Recipe(path, settings, make, again)
 
@@ -138,42 +188,47 @@ def _import_folder(config: ImportConfig) -> str:
     return "celeba-subsampled" if isinstance(config, CelebaConfig) and config.subsample else config.name
 
 
-@contextmanager
-def _listed(config: ImportConfig, source: Path, reporter: Reporter) -> Iterator[Listing]:
-    """What there is to import, while the files it names are there."""
-    if isinstance(config, FolderConfig) and source.suffix.lower() == ".csv":
-        yield list_folder(source, config)
-        return
-    with unpacked(source, reporter) as root:
-        if isinstance(config, FolderConfig):
-            yield list_folder(root, config)
-        elif isinstance(config, BffhqConfig):
-            yield list_bffhq(root)
-        elif isinstance(config, BarConfig):
-            yield list_bar(root, config.ratio)
-        elif isinstance(config, CelebaConfig):
-            yield list_celeba(root, config.subsample, config.seed)
-        elif isinstance(config, WaterbirdsConfig):
-            yield list_waterbirds(root)
-        else:
-            yield list_dfa(root, config.name, config.ratio)
+def _listed(config: ImportConfig, root: Path) -> Listing:
+    """What there is to import."""
+    if isinstance(config, FolderConfig):
+        return list_folder(root, config)
+    if isinstance(config, BffhqConfig):
+        return list_bffhq(root)
+    if isinstance(config, BarConfig):
+        return list_bar(root, config.ratio)
+    if isinstance(config, CelebaConfig):
+        return list_celeba(root, config.subsample, config.seed)
+    if isinstance(config, WaterbirdsConfig):
+        return list_waterbirds(root)
+    return list_dfa(root, config.name, config.ratio)
 
 
-def _is_archive(source: Path) -> bool:
-    return source.is_file() and source.suffix.lower() != ".csv"
+def _check_given(
+    given: _Given, config: DatasetConfig, dataset: StoredDataset, recipe: Recipe, reporter: Reporter
+) -> None:
+    """Of a data set that is there already: say what was not looked at, or refuse files other than it was made from."""
+    if isinstance(config, ColoredMnistConfig | CorruptedCifar10Config):
+        unused = [option for option, path in (("--source", given.source), ("--frost", given.frost)) if path is not None]
+        if unused:
+            what = f"{' and '.join(unused)} {'was' if len(unused) == 1 else 'were'}"
+            reporter.warn(f"{dataset.path} is there already, so {what} not looked at; --force makes it anew")
+    elif given.source is not None:
+        _require_same_source(given, config, dataset, recipe)
 
 
-def _require_same_source(dataset: StoredDataset, config: ImportConfig, source: Path) -> None:
+def _require_same_source(given: _Given, config: ImportConfig, dataset: StoredDataset, recipe: Recipe) -> None:
     """Refuse a source that is not the one an existing data set was imported from, as far as that can be told."""
     noted = dataset.manifest.recipe if dataset.manifest else {}
-    key = "source_fingerprint"
-    if _is_archive(source) and noted.get("source_sha256") == sha256(source):
+    digest = given.sha256()
+    if digest is not None and noted.get("source_sha256") == digest:
         return  # the very archive, which need not be unpacked again
-    with _listed(config, source, _Silent()) as listing:
-        found = listing.fingerprint()
+    key = "source_fingerprint"
+    found = _listed(config, given.root()).fingerprint()
     if noted.get(key, found) != found:
+        name = " (or --name)" if isinstance(config, FolderConfig) else ""
         raise DataError(
-            f"{dataset.path} was imported from other files than {source} holds: {key} {noted[key]} there, {found} here",
-            "Leave out --source to use what is there, give another --data-root (or --name), or replace it with "
-            "denetdm make-data ... --force.",
+            f"{dataset.path} was imported from other files than {given.source} holds: "
+            f"{key} {noted[key]} there, {found} here",
+            f"Leave out --source to use what is there, give another --data-root{name}, or replace it with "
+            f"`{recipe.again} --force`.",
         )

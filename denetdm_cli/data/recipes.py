@@ -12,13 +12,18 @@ from denetdm_cli.config import load, preset_path
 from denetdm_cli.data.store import Scalar, StoredDataset, looks_like_dataset, open_dataset, require_groups
 from denetdm_cli.errors import DataError
 from denetdm_cli.schema import DatasetConfig
+from denetdm_cli.temporary import recover
 
 EVALUATION_RATIO = 0.9
 """Conflict ratio of the evaluation split of the sets of LfF: with ten bias values, all of them equally frequent."""
 
 
-_OPTIONS = {"folder": "--name", "ratio": "--ratio", "severity": "--severity", "type": "--type", "size": "--size",
-            "seed": "--seed"}  # fmt: skip
+OPTIONS = {"folder": "--name", "ratio": "--ratio", "severity": "--severity", "type": "--type", "size": "--size",
+           "seed": "--seed"}  # fmt: skip
+"""The options of make-data by the key of `dataset` that each sets; a data set has those whose keys it has."""
+
+_NOT_IN_THE_NAME = ("seed", "size", "fit", "valid_share", "test_share")
+"""Keys of `dataset` whose values one can take over from a data set that is there; the others are in its folder name."""
 
 
 def command(config: DatasetConfig) -> str:
@@ -26,8 +31,8 @@ def command(config: DatasetConfig) -> str:
     preset: Mapping[str, object] = load(preset_path(config.name)).dataset.model_dump()
     words = ["denetdm", "make-data", config.name, "--data-root", config.root]
     for key, value in config.model_dump(exclude={"name", "root"}).items():
-        if key in _OPTIONS and (value != preset[key] or key in ("ratio", "type", "severity", "seed")):
-            words += [_OPTIONS[key], str(value)] if value is not None else []
+        if key in OPTIONS and (value != preset[key] or key in ("ratio", "type", "severity", "seed")):
+            words += [OPTIONS[key], str(value)] if value is not None else []
         elif value != preset[key]:
             words += ["--set", f"dataset.{key}={str(value).lower() if isinstance(value, bool) else value}"]
     return shlex.join(words)
@@ -67,6 +72,7 @@ def ensure(recipe: Recipe, *, force: bool = False) -> tuple[StoredDataset, bool]
         DownloadError: the raw images could not be had.
     """
     path = recipe.path
+    recover(path)
     if path.exists() and not looks_like_dataset(path):
         raise DataError(
             f"{path} exists and is not a data set folder (no manifest.json, no train/images.npy); it is left as it is.",
@@ -89,23 +95,22 @@ def ensure(recipe: Recipe, *, force: bool = False) -> tuple[StoredDataset, bool]
 def _require_settings(dataset: StoredDataset, recipe: Recipe) -> None:
     if dataset.manifest is None:
         return
-    made_with = dataset.manifest.recipe
-    differing = [
-        f"{key} {made_with.get(key)!r}, asked for {value!r}"
-        for key, value in recipe.settings.items()
-        if made_with.get(key) != value
-    ]
-    if differing:
-        as_it_is = ", ".join(
-            f"`--set dataset.{key}={str(made_with[key]).lower()}`"
-            for key in ("seed", "size", "fit")
-            if key in recipe.settings and made_with.get(key, recipe.settings[key]) != recipe.settings[key]
-        )
+    made_with, wanted = dataset.manifest.recipe, recipe.settings
+    other = f"To replace it: `{recipe.again} --force`. Or choose another `--data-root`."
+    name = made_with.get("name")
+    if name != wanted["name"]:
+        own = ["folder", "--set", f"dataset.folder={dataset.path.name}"]
+        training = shlex.join(["--dataset", *(own if name == "folder" else [str(name)])])
         raise DataError(
-            f"Data set {dataset.path} was made with other settings: {'; '.join(differing)}.",
-            (f"To train on it as it is: {as_it_is}. " if as_it_is else "")
-            + f"To replace it: `{recipe.again} --force`. Or choose another `--data-root`.",
+            f"{dataset.path} holds another data set: {name}, asked for {wanted['name']}.",
+            f"To train on it: `{training}`. {other}",
         )
+    differing = [key for key, value in wanted.items() if made_with.get(key) != value]
+    if differing:
+        found = "; ".join(f"{key} {made_with.get(key)!r}, asked for {wanted[key]!r}" for key in differing)
+        takes = " ".join(f"--set dataset.{key}={made_with.get(key)}" for key in differing)
+        as_it_is = f"To train on it as it is: `{takes}`. " if set(differing) <= set(_NOT_IN_THE_NAME) else ""
+        raise DataError(f"Data set {dataset.path} was made with other settings: {found}.", as_it_is + other)
 
 
 def bias_labels(targets: NDArray[np.integer], ratio: float, classes: int = 10) -> NDArray[np.uint8]:

@@ -4,6 +4,7 @@ import errno
 import gzip
 import io
 import os
+import shutil
 import signal
 import stat
 import struct
@@ -187,12 +188,20 @@ class TestArchives:
         for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE):
             is_refused(tmp_path, tarred(tmp_path / "a.tar.gz", added, kind), "cat/evil.png is a link or a device")
 
-    def test_an_archive_larger_than_the_disk(self, tmp_path: Path, members: dict[str, bytes]) -> None:
+    def test_a_bomb(self, tmp_path: Path, members: dict[str, bytes]) -> None:
         def bomb(info: zipfile.ZipInfo) -> None:
             info.file_size = 1 << 50
 
         source = zipped(tmp_path / "bomb.zip", members | {"cat/bomb.png": b"0" * 1000}, bomb)
-        is_refused(tmp_path, source, source, "1,125,899.91 GB", "TMPDIR", code=7)
+        limit = "holds more than 1.00 GB in "
+        is_refused(tmp_path, source, source, limit, "at most 100 times its own size, or 1.00 GB, are unpacked")
+
+    def test_an_archive_larger_than_the_disk(
+        self, tmp_path: Path, members: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        source = zipped(tmp_path / "images.zip", members)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+        is_refused(tmp_path, source, source, "are free in", "TMPDIR", code=7)
 
     def test_an_archive_that_holds_more_than_it_says(self, tmp_path: Path, members: dict[str, bytes]) -> None:
         def lie(info: zipfile.ZipInfo) -> None:
@@ -208,6 +217,15 @@ class TestArchives:
         content = source.read_bytes()
         source.write_bytes(content[: keep if isinstance(keep, int) else int(len(content) * keep)])
         is_refused(tmp_path, source, source, "Get it again")
+
+    @pytest.mark.parametrize("make", [zipped, tarred])
+    def test_a_broken_image_goes_by_the_archive_and_its_name_in_it(
+        self, tmp_path: Path, members: dict[str, bytes], make: Callable[..., Path]
+    ) -> None:
+        content = {f"set/{name}": content for name, content in members.items()} | {"set/cat/3.png": b"broken"}
+        source = make(tmp_path / ("images.zip" if make is zipped else "images.tar.gz"), content)
+        is_refused(tmp_path, source, f"{source}: set: at least 1 of 8", f"{source}: set/cat/3.png: not an image of a")
+        assert str(tmp_path / "tmp") not in call(*MAKE, "--source", source).err
 
     def test_a_changed_byte_that_only_the_checksum_tells(self, tmp_path: Path) -> None:
         """BMP has no checksum of its own, so gzip's is all there is."""
@@ -312,11 +330,6 @@ ensure_datasets([wanted.dataset], source=Path(sys.argv[1]), force=True, reporter
         done = child("-c", self.READING + code, *words, env=environment)
         assert done.returncode == -signal.SIGKILL, done
 
-    def aged(self, folder: Path) -> None:
-        """Make what a killed process left old enough to be taken for that."""
-        (left,) = folder.glob(".mine.*.part")
-        os.utime(left, (0, 0))
-
     def test_the_same_command_after_a_kill(self, tmp_path: Path) -> None:
         source = table(tmp_path / "images", {"": [[6, 6, 18], [16, 6, 6]]}, ("path", "label", "bias"))
         command = (*MAKE, "--source", source)
@@ -324,7 +337,6 @@ ensure_datasets([wanted.dataset], source=Path(sys.argv[1]), force=True, reporter
         self.killed(self.COMMAND, *command)
         assert not (tmp_path / "data" / "mine").exists(), "what is half-made has no name that anyone would open"
         refused(3, call("train-poe", "--dataset", "folder", "--device", "cpu", "--set", "dataset.size=16"), "mine")
-        self.aged(tmp_path / "data")
         assert "made now" in good(*command).out
         assert no_leftovers(tmp_path), "what the killed process left is cleared away"
         assert contents(tmp_path / "data") == contents(tmp_path / "straight")
@@ -336,7 +348,6 @@ ensure_datasets([wanted.dataset], source=Path(sys.argv[1]), force=True, reporter
         self.killed(self.CORE, new)  # what the command does, without its long imports
         assert contents(tmp_path / "data" / "mine") == before
         good("validate", tmp_path / "data" / "mine")
-        self.aged(tmp_path / "data")
         good(*MAKE, "--source", new, "--force")
         assert contents(tmp_path / "data" / "mine") != before
         assert no_leftovers(tmp_path)
@@ -401,5 +412,24 @@ class TestAnotherSource:
         refused(3, call("make-data", "folder", "--size", 24, "--source", source), "size 16, asked for 24", "--force")
         outcome = call(*MAKE, "--source", source, "--set", "dataset.test_share=0.5")
         refused(3, outcome, "test_share 0.2, asked for 0.5")
-        refused(3, call("train-poe", "--dataset", "folder", "--device", "cpu"), "size 16, asked for 224", "=16")
+        advice = "To train on it as it is: `--set dataset.size=16`. To replace it: `denetdm make-data folder "
+        refused(3, call("train-poe", "--dataset", "folder", "--device", "cpu"), "size 16, asked for 224", advice)
+        outcome = call("make-data", "folder", "--set", "dataset.test_share=0.5", "--set", "dataset.fit=stretch")
+        advice = "`--set dataset.size=16 --set dataset.fit=crop --set dataset.test_share=0.2`"
+        refused(3, outcome, "fit 'crop', asked for 'stretch'", "test_share 0.2, asked for 0.5", advice)
         assert contents(tmp_path) == before
+
+    def test_another_data_set_under_its_name(self, tmp_path: Path) -> None:
+        source = class_folders(tmp_path / "images", {"": 10})
+        good(*MAKE, "--source", source, "--name", "bffhq")
+        before = contents(tmp_path)
+        outcome = call("train-poe", "--dataset", "bffhq", "--device", "cpu")
+        said = f"{tmp_path / 'data' / 'bffhq'} holds another data set: folder, asked for bffhq."
+        refused(3, outcome, said, "To train on it: `--dataset folder --set dataset.folder=bffhq`.")
+        assert "dataset.fit" not in outcome.err, "no other setting makes it the one that was asked for"
+        assert contents(tmp_path) == before
+        (tmp_path / "data" / "bffhq" / "manifest.json").write_bytes(
+            (tmp_path / "data" / "bffhq" / "manifest.json").read_bytes().replace(b'"folder"', b'"bffhq"')
+        )
+        outcome = call(*MAKE, "--source", source, "--name", "bffhq")
+        refused(3, outcome, "holds another data set: bffhq, asked for folder", "To train on it: `--dataset bffhq`.")

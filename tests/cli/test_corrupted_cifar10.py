@@ -9,7 +9,10 @@ from cli_support import call, contents, good, no_leftovers, plain, refused
 from own_images import class_folders, paint
 from PIL import Image
 
+from denetdm_cli.config import load, preset_path
+from denetdm_cli.console import DataReport
 from denetdm_cli.data import cifar, frost
+from denetdm_cli.data.corruptedcifar10 import make_corrupted_cifar10
 from denetdm_cli.data.store import open_dataset
 
 
@@ -37,7 +40,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def textures(tmp_path: Path) -> Path:
     """Files with the names of the frost textures and other bytes."""
     for number, (name, _) in enumerate(frost.TEXTURES):
-        paint(tmp_path / "textures" / name, 0, 0, number, side=64)
+        paint(tmp_path / "textures" / name, 0, 0, number, side=170)
     return tmp_path / "textures"
 
 
@@ -91,6 +94,18 @@ def test_what_is_there_is_replaced_only_when_forced(source: Path, tmp_path: Path
     assert contents(tmp_path) == before, "the same command gives the same bytes"
 
 
+def test_what_is_not_looked_at_is_said(source: Path, textures: Path, tmp_path: Path) -> None:
+    config = load(preset_path("corruptedcifar10"), (), {"dataset.ratio": 0.1}).dataset
+    drawings = [np.array(Image.open(textures / name)) for name, _ in frost.TEXTURES]
+    raw = cifar.load_cifar10(tmp_path, source, print)
+    path = tmp_path / "data" / folder(0.1, kind=0)
+    make_corrupted_cifar10(raw, drawings, path, config, replace=False, reporter=DataReport())
+    words = ("make-data", "corruptedcifar10", "--ratio", 0.1, "--source", source)
+    for more, said in (((), "--source was"), (("--frost", "nowhere"), "--source and --frost were")):
+        outcome = good(*words, *more)
+        assert outcome.err == f"warning: {path} is there already, so {said} not looked at; --force makes it anew\n"
+
+
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_a_copy_without_all_classes(tmp_path: Path, split: str) -> None:
     counts = {"train": 1, "test": 1}
@@ -111,7 +126,7 @@ def test_a_copy_without_all_classes(tmp_path: Path, split: str) -> None:
         (("--severity", 5), ["dataset.severity: 5 is not allowed", "at least 1 and at most 4"]),
         (("--severity", 0), ["dataset.severity: 0 is not allowed"]),
         (("--ratio", 0.1, "--ratio", 1.0), ["dataset.ratio: 1.0 is not allowed", "below 1"]),
-        (("--size", 64), ["dataset.size: unknown key"]),
+        (("--size", 64), ["make-data corruptedcifar10 has no option --size"]),
     ],
 )
 def test_settings_that_are_refused(source: Path, tmp_path: Path, words: tuple[object, ...], said: list[str]) -> None:

@@ -97,7 +97,10 @@ class TestSources:
         monkeypatch.setattr(console, "_SECONDS_BETWEEN_DATA_LINES", 0.0)
         outcome = good(*FETCH, "--url", f"{site.address}/a.th?token=secret", "--sha256", digest)
         assert outcome.out == f"{CONVERTED}\n"
-        assert f"fetching coloredmnist, kB: {len(model) // 1000 + 1:,} of {len(model) // 1000 + 1:,}, 0 s left\n" in outcome.err
+        assert (
+            f"fetching coloredmnist, kB: {len(model) // 1000 + 1:,} of {len(model) // 1000 + 1:,}, 0 s left\n"
+            in outcome.err
+        )
         assert plain(outcome.err)
         assert "secret" not in outcome.err
         assert set(contents(HERE)) == {"coloredmnist.safetensors", "coloredmnist.th", "pretrained.json"}

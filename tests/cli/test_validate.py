@@ -77,6 +77,11 @@ class TestPacked:
         assert "(sound)" in good("validate", packed).out
         assert is_sheet(tmp_path / "mine-sheet.png")
 
+    def test_settings_are_not_for_it(self, packed: Path, tmp_path: Path) -> None:
+        before = contents(tmp_path)
+        refused(2, call("validate", packed, "--set", "dataset.size=8"), "--set: ", "mine is a data set already")
+        assert only_new(tmp_path, before) == set()
+
     @pytest.mark.parametrize("file", ["train/images.npy", "test/attrs.npy", "manifest.json"])
     def test_a_damaged_byte(self, packed: Path, tmp_path: Path, file: str) -> None:
         content = bytearray((packed / file).read_bytes())
@@ -126,6 +131,24 @@ class TestRaw:
         outcome = good("validate", source, "--set", "dataset.test_share=0.5", "--set", "dataset.seed=7")
         assert "drawn with seed 7: train 8, valid 2, test 10 images" in outcome.err
         refused(2, call("validate", source, "--set", "dataset.test_share=1.5"), "dataset.test_share: 1.5")
+
+    @pytest.mark.parametrize("setting", ["dataset.root=elsewhere", "dataset.folder=mine"])
+    def test_nothing_is_kept_so_there_is_no_place_to_set(self, tmp_path: Path, setting: str) -> None:
+        source = class_folders(tmp_path / "images", {"": 10})
+        before = contents(tmp_path)
+        outcome = call("validate", source, "--set", setting)
+        refused(2, outcome, f"--set {setting.partition('=')[0]}: validate keeps no data set")
+        assert only_new(tmp_path, before) == set()
+
+    @pytest.mark.parametrize(("words", "needed"), [((), "0.00 GB"), (("--set", "dataset.size=2048"), "0.25 GB")])
+    def test_no_space_for_them_at_the_size_that_may_be_set(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], needed: str
+    ) -> None:
+        source = class_folders(tmp_path / "images", {"": 10})
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+        outcome = call("validate", source, *words)
+        refused(7, outcome, f"20 images take {needed}", "are free in ", "TMPDIR")
+        assert "--data-root" not in outcome.err, "which validate does not have"
 
     def test_few_broken_images_are_named(self, tmp_path: Path) -> None:
         source = class_folders(tmp_path / "images", {"train": 60, "test": 5})

@@ -1,3 +1,5 @@
+import errno
+import gzip
 import io
 import os
 import shutil
@@ -5,14 +7,14 @@ import stat
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from denetdm_cli.data import archives
 from denetdm_cli.data.archives import find_tree, image_files, unpacked
-from denetdm_cli.errors import DataError, StorageError
+from denetdm_cli.errors import ConfigError, DataError, StorageError
 from denetdm_cli.logs import shown
 
 FILES = {"set/train/a b.png": b"1" * 5000, "set/labels.csv": b"x", "set/empty.txt": b""}
@@ -74,7 +76,7 @@ def test_archives_are_unpacked_and_removed(tmp_path: Path, temporary: Path, endi
     log = Log()
     with unpacked(make(tmp_path / f"set.{ending}"), log) as folder:
         assert folder.parent == temporary
-        assert folder.name.startswith("denetdm-")
+        assert folder.name.startswith("denetdm.")
         found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert found == FILES
     assert not folder.exists()
@@ -97,7 +99,11 @@ def test_folder_members_are_made(tmp_path: Path, temporary: Path) -> None:
         assert (root / "a" / "b").is_dir()
 
 
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+class Stop(BaseException):
+    """What is neither an error nor a KeyboardInterrupt."""
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, Stop])
 def test_nothing_stays_after_an_error(tmp_path: Path, temporary: Path, error: type[BaseException]) -> None:
     source = make(tmp_path / "set.zip")
     with pytest.raises(error), unpacked(source, Log()):
@@ -105,18 +111,18 @@ def test_nothing_stays_after_an_error(tmp_path: Path, temporary: Path, error: ty
 
     class Stops(Log):
         def advance(self, what: str, done: int, total: int) -> None:
-            raise KeyboardInterrupt
+            raise Stop
 
-    with pytest.raises(KeyboardInterrupt), unpacked(source, Stops()):
+    with pytest.raises(Stop), unpacked(source, Stops()):
         pytest.fail("it was unpacked")
 
 
 @pytest.fixture
 def nothing_written(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(**_: object) -> None:
+    def fail() -> None:
         pytest.fail("a folder was made")
 
-    monkeypatch.setattr(tempfile, "TemporaryDirectory", fail)
+    monkeypatch.setattr(archives, "scratch_folder", fail)
 
 
 @pytest.mark.parametrize("name", ["../x", "a/../../x", "/x", "C:/x", "a\\b", "\\x", ".."])
@@ -164,6 +170,83 @@ def test_no_more_is_written_than_declared(tmp_path: Path) -> None:
     with pytest.raises(EOFError, match="3 bytes"):
         archives._unpack(member, tmp_path)
     assert (tmp_path / "x").stat().st_size <= 3
+
+
+@pytest.mark.parametrize("ending", ["zip", "tar", "tar.gz", "tar.bz2", "tar.xz"])
+def test_bombs(tmp_path: Path, nothing_written: None, monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
+    monkeypatch.setattr(archives, "_ALWAYS_ALLOWED", 10**6)
+    source = make(tmp_path / f"set.{ending}", {"a": bytes(900_000), "b": bytes(900_000)})
+    if ending == "tar":  # which packs nothing
+        monkeypatch.setattr(archives, "_TIMES_PACKED", 0)
+    message = refused(source)
+    assert f"set.{ending} is not unpacked: it holds more than 0.00 GB in {source.stat().st_size:,} bytes" in message
+    assert "at most " in message
+    assert "give the folder" in message
+
+
+@pytest.mark.parametrize("ending", ["zip", "tar.gz", "tar.bz2", "tar.xz"])
+def test_what_is_packed_as_tightly_as_is_allowed(
+    tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    monkeypatch.setattr(archives, "_ALWAYS_ALLOWED", 0)
+    with unpacked(make(tmp_path / f"set.{ending}", {"a": os.urandom(9000), "b": b"12" * 9000}), Log()) as folder:
+        assert (folder / "b").read_bytes() == b"12" * 9000
+
+
+def test_a_bomb_that_says_it_is_small(tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bytes that are written count, whatever was said when the members were looked at."""
+    source = make_zip(tmp_path / "set.zip")
+    monkeypatch.setattr(archives, "_ALWAYS_ALLOWED", 6000)
+    monkeypatch.setattr(archives, "_TIMES_PACKED", 0)
+    looked_at = []
+
+    def two_faced(_: Path, limit: int) -> Iterator[archives._Member]:
+        size = 5000 if looked_at else 1
+        looked_at.append(limit)
+        for name in "abc":
+            yield archives._Member(name, size, False, None, lambda: io.BytesIO(bytes(size)))
+
+    monkeypatch.setattr(archives, "_zip_members", two_faced)
+    assert "holds more than" in refused(source)
+    assert looked_at == [6000, 6000]
+
+
+def test_an_endless_tail(tmp_path: Path, nothing_written: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes after the last member is read to its end, for the checksum, but only up to the limit."""
+    monkeypatch.setattr(archives, "_ALWAYS_ALLOWED", 10**6)
+    source = make_tar(tmp_path / "set.tar")
+    (tmp_path / "set.tar.gz").write_bytes(gzip.compress(source.read_bytes() + bytes(3 << 20)))
+    assert "holds more than" in refused(tmp_path / "set.tar.gz")
+
+
+def test_a_header_that_would_fill_the_memory(tmp_path: Path, nothing_written: None) -> None:
+    info = tarfile.TarInfo("././@PaxHeader")
+    info.type, info.size = tarfile.XHDTYPE, 1 << 29
+    with gzip.open(tmp_path / "set.tar.gz", "wb") as file:
+        file.write(info.tobuf(tarfile.USTAR_FORMAT))
+    assert "damaged or cannot be read: a header says that it has 536,870,912 bytes" in refused(tmp_path / "set.tar.gz")
+
+
+def test_a_disk_that_fills_up_meanwhile(tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    source = make(tmp_path / "set.zip")
+    monkeypatch.setattr(archives, "_unpack", full)
+    message = refused(source, StorageError)
+    assert f"Unpacking {source}: No space left on device in {temporary}." in message
+    assert "TMPDIR" in message
+
+
+def test_errors_name_the_member(tmp_path: Path, temporary: Path) -> None:
+    source = make(tmp_path / "set.zip")
+    with pytest.raises(ConfigError) as caught, unpacked(source, Log()) as folder:
+        raise ConfigError(f"{folder / 'set' / 'labels.csv'}: line 3, and {folder} too.", f"Mend {folder / 'set'}.")
+    assert caught.value.what == f"{source}: set/labels.csv: line 3, and {source} too."
+    assert str(caught.value) == f"{caught.value.what}\nMend {source}: set."
+    with pytest.raises(FileNotFoundError) as missing, unpacked(source, Log()) as folder:
+        (folder / "set" / "none").read_text()
+    assert missing.value.filename == f"{source}: set/none"
 
 
 def cut(content: bytes) -> bytes:

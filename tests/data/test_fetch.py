@@ -1,7 +1,12 @@
 import contextlib
 import io
+import os
 import re
+import signal
 import struct
+import tempfile
+import threading
+import time
 import tracemalloc
 import zipfile
 from collections.abc import Callable
@@ -62,6 +67,37 @@ def test_downloaded_runs_statements_in_a_folder_of_their_own(tmp_path: Path, mon
     with downloaded("import colorsys, os\nif True:\n    open('here', 'w').write(os.getcwd())", 30) as folder:
         assert Path((folder / "here").read_text()).resolve() == folder.resolve()
     assert not folder.exists()
+
+
+def test_a_child_is_ended_when_the_program_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scratch, sign = tmp_path / "scratch", tmp_path / "sign"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+
+    def stop() -> None:
+        until = time.monotonic() + 30
+        while not sign.is_file() and time.monotonic() < until:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    statements = f"import os, pathlib, time\npathlib.Path('half').touch()\npathlib.Path({str(sign)!r}).touch()"
+    try:
+        with pytest.raises(KeyboardInterrupt), downloaded(f"{statements}\ntime.sleep(60)", 40):
+            pytest.fail("it was downloaded")
+    finally:
+        signal.signal(signal.SIGINT, before)
+        stopper.join()
+    assert sign.is_file()
+    assert list(scratch.iterdir()) == []
+
+
+def test_files_are_named_as_seen_from_a_folder_that_is_gone() -> None:
+    with pytest.raises(UnusableError) as error, downloaded("pass", 30) as folder:
+        raise UnusableError(f"{folder / 'raw' / 'images.gz'} is cut off")
+    assert str(error.value) == f"{Path('raw', 'images.gz')} is cut off"
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 import json
+from concurrent.futures import ThreadPoolExecutor
+import os
 import shutil
+import signal
 import threading
 import time
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,10 @@ class Log:
 
     def advance(self, what: str, done: int, total: int) -> None:
         self.steps.append((what, done, total))
+
+
+class Stop(BaseException):
+    """What is neither an error nor a KeyboardInterrupt."""
 
 
 def numbered(folder: Path, count: int, classes: int = 2) -> list[Item]:
@@ -199,7 +205,7 @@ def test_a_class_or_split_that_becomes_empty(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "in"]
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), Stop(), OSError(28, "No space left on device")])
 @pytest.mark.parametrize("existing", [False, True])
 def test_nothing_half_written_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, existing: bool
@@ -216,7 +222,7 @@ def test_nothing_half_written_stays(
 
     monkeypatch.setattr(importing, "read_image", stops)
     monkeypatch.setattr(importing, "_BLOCK_IMAGES", 4)
-    with pytest.raises(type(error) if isinstance(error, OSError) else KeyboardInterrupt):
+    with pytest.raises(type(error)):
         packed(source, tmp_path / "out", replace=True, size=16)
     assert len(started) < 100
     assert sorted(path.name for path in tmp_path.iterdir()) == (["in", "out"] if existing else ["in"])
@@ -224,16 +230,37 @@ def test_nothing_half_written_stays(
         assert open_dataset(tmp_path / "out").digest == before
 
 
-def test_ctrl_c_while_waiting_cancels_what_has_not_begun(tmp_path: Path) -> None:
-    begun = []
-    with ThreadPoolExecutor(1) as pool:
-        futures = (
-            (Item(tmp_path, 0, None), pool.submit(lambda: (time.sleep(0.05), begun.append(1)))) for _ in range(50)
-        )
-        results = importing._in_order(futures, 10)
-        next(results)
-        results.close()
-    assert len(begun) < 5
+@pytest.mark.parametrize("where", ["in the main thread", "while it waits", "in another thread"])
+def test_threads_are_stopped_promptly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    source = listing(tmp_path / "in", train=300)
+    begun, threads = [], threading.active_count()
+    monkeypatch.setattr(importing, "_BLOCK_IMAGES", 4)
+    monkeypatch.setattr(importing, "_AHEAD", 1000)  # all of them wait for their turn
+
+    def reading(path: Path, **options: Any) -> np.ndarray:
+        begun.append(path)
+        if len(begun) == 20 and where == "while it waits":
+            os.kill(os.getpid(), signal.SIGINT)
+        if len(begun) == 20 and where == "in another thread":
+            raise Stop
+        time.sleep(0.005)
+        return read_image(path, **options)
+
+    class Stops(Log):
+        def advance(self, what: str, done: int, total: int) -> None:
+            if done == 20 and where == "in the main thread":
+                raise Stop
+
+    monkeypatch.setattr(importing, "read_image", reading)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt if where == "while it waits" else Stop):
+            packed(source, tmp_path / "out", Stops())
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(begun) < 100
+    assert threading.active_count() == threads
+    assert list(tmp_path.iterdir()) == [tmp_path / "in"]
 
 
 def test_existing_folders(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import math
+import platform
 from collections.abc import Callable
 from pathlib import Path
 
@@ -252,6 +253,7 @@ def test_other_settings_are_refused_without_force(small_mnist: Mnist, tmp_path: 
     assert "seed 1, asked for 2" in error.value.what
     assert "ratio" not in error.value.what
     assert str(dataset.path) in error.value.what
+    assert error.value.fix.startswith("To train on it as it is: `--set dataset.seed=1`. ")
     assert "--force" in error.value.fix
     assert "--data-root" in error.value.fix
     assert files(dataset.path) == before
@@ -262,9 +264,21 @@ def test_other_settings_are_refused_without_force(small_mnist: Mnist, tmp_path: 
 
 
 def test_renamed_folder_is_noticed(small_mnist: Mnist, tmp_path: Path) -> None:
-    ensure(tmp_path, small_mnist, ratio=0.2)[0].path.rename(coloured_mnist_folder(tmp_path, 0.1, 4))
-    with pytest.raises(DataError, match=r"conflict_ratio 0\.2, asked for 0\.1"):
+    ensure(tmp_path, small_mnist, ratio=0.2, seed=1)[0].path.rename(coloured_mnist_folder(tmp_path, 0.1, 4))
+    with pytest.raises(DataError, match=r"conflict_ratio 0\.2, asked for 0\.1; seed 1, asked for 0") as error:
         ensure(tmp_path, None, ratio=0.1)
+    assert "train on it" not in error.value.fix, "no setting makes it the one that its name says"
+
+
+def test_what_killed_processes_left_is_cleared_and_the_set_comes_back(small_mnist: Mnist, tmp_path: Path) -> None:
+    dataset, _ = ensure(tmp_path, small_mnist)
+    start = f".{dataset.path.name}.{platform.node()}.0123"
+    dataset.path.rename(tmp_path / f"{start}.old")  # killed between the two renames
+    (tmp_path / f"{start}.part").mkdir()
+    again, made = ensure(tmp_path, None)
+    assert not made
+    assert again.digest == dataset.digest
+    assert list(tmp_path.iterdir()) == [dataset.path]
 
 
 def test_damaged_set_is_refused_then_forced(small_mnist: Mnist, tmp_path: Path) -> None:

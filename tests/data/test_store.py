@@ -3,6 +3,9 @@ import json
 import pickle
 import shutil
 import subprocess
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -445,12 +448,36 @@ def test_a_manifest_written_before_there_were_other_aligned_values(tmp_path: Pat
         open_dataset(tmp_path / "set")
 
 
+def test_one_who_stops_the_program_does_not_wait_for_gigabytes_to_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "set")
+    all_at_work, ended = threading.Barrier(4), []
+
+    def endless(file: Path, stopped: Callable[[], bool]) -> str:
+        all_at_work.wait(10)
+        if file.parts[-2:] == ("train", "attrs.npy"):
+            raise KeyboardInterrupt
+        until = time.monotonic() + 10
+        while not stopped() and time.monotonic() < until:
+            time.sleep(0.001)
+        ended.append(stopped())
+        return ""
+
+    monkeypatch.setattr(store, "sha256", endless)
+    with pytest.raises(KeyboardInterrupt):
+        open_dataset(tmp_path / "set")
+    assert ended == [True] * 3
+
+
 def test_a_large_file_is_read_again_only_when_touched_or_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "_LARGE", 1000)
     write(tmp_path / "set")
     read: list[str] = []
     sha256 = store.sha256
-    monkeypatch.setattr(store, "sha256", lambda file: read.append(file.parent.name + "/" + file.name) or sha256(file))
+    monkeypatch.setattr(
+        store, "sha256", lambda file, _: read.append(file.parent.name + "/" + file.name) or sha256(file)
+    )
     first = open_dataset(tmp_path / "set")
     assert "train/images.npy" not in read
     read.clear()
