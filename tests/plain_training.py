@@ -47,23 +47,31 @@ def normalised(pixels: Tensor, config: DataConfig) -> Tensor:
     return (pixels / 255 - mean) / std
 
 
-def augmented(
-    images: Images, config: DataConfig, batch_size: int, drop_last: bool, seed: torch.Generator
+def batches(
+    images: Images, config: DataConfig, settings: StageConfig, seed: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of an epoch: a shuffled order, then for the k-th image in it an offset down and across and a coin."""
-    count, margin = len(images.target), config.random_crop_padding
+    """An epoch: a shuffled order, and where there is augmentation, cropped and mirrored images."""
+    count = len(images.target)
     order = torch.randperm(count, generator=seed)
-    own = torch.Generator().manual_seed(int(torch.randint(2**63 - 1, (), generator=seed)))
-    down, across = torch.randint(2 * margin + 1, (2, count), generator=own)
-    mirrored = torch.rand(count, generator=own) < 0.5
-    size = images.pixels.shape[-1]
+    pixels = images.pixels[order]
+    if config.augments:
+        pixels = augmented(pixels, config.random_crop_padding, int(torch.randint(2**63 - 1, (), generator=seed)))
+    x, y, size = normalised(pixels, config), images.target[order], settings.batch_size
+    for start in range(0, count - count % size if settings.drop_last else count, size):
+        yield x[start : start + size], y[start : start + size]
+
+
+def augmented(pixels: Tensor, margin: int, seed: int) -> Tensor:
+    """For the k-th image an offset down and across out of a black margin, and the toss of a coin."""
+    stream = torch.Generator().manual_seed(seed)
+    count, size = len(pixels), pixels.shape[-1]
+    down, across = torch.randint(2 * margin + 1, (2, count), generator=stream)
+    mirrored = torch.rand(count, generator=stream) < 0.5
     made = []
-    for k, image in enumerate(images.pixels[order]):
+    for k, image in enumerate(pixels):
         crop = F.pad(image, (margin,) * 4)[:, down[k] : down[k] + size, across[k] : across[k] + size]
         made.append(crop.flip(-1) if mirrored[k] else crop)
-    x = normalised(torch.stack(made), config)
-    for start in range(0, count - count % batch_size if drop_last else count, batch_size):
-        yield x[start : start + batch_size], images.target[order[start : start + batch_size]]
+    return torch.stack(made)
 
 
 def trained(
@@ -88,7 +96,7 @@ def trained(
             part.train()
         seen, sums = 0, dict[str, float]()
         order = generator(derive_seed(config.seed, stage), "order", epoch)
-        for x, y in augmented(splits["train"], config.data, settings.batch_size, settings.drop_last, order):
+        for x, y in batches(splits["train"], config.data, settings, order):
             terms = losses(x, y)
             optimizer.zero_grad()
             sum(terms.values(), torch.zeros(())).backward()

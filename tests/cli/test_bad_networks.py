@@ -120,6 +120,9 @@ class TestBatches:
         assert not (run / "distill").exists()
         good("distill", run, *words, *target, "--set", "distill.drop_last=true")
 
+    def test_batches_of_one_image_do_without_batch_normalisation(self) -> None:
+        assert stage_1("--batch-size", 1, "--epochs", 1).code == 0
+
     @pytest.mark.parametrize("setting", ["random_crop_padding=-1", "random_resized_crop=[0.5]", "std=[1, 1, 0]"])
     def test_augmentation_that_there_is_not(self, tmp_path: Path, setting: str) -> None:
         outcome = call("train-poe", "--dataset", "folder", "--set", f"data.{setting}")

@@ -304,6 +304,9 @@ class TestOwnSplits:
         result = scored(finished, "--data", other)
         # Nine tenths of its test split, for it has no valid split of its own.
         assert (result["evaluated_on"]["images"], result["selected_on_these_images"]) == (12, False)
+        for words in ((), ("--split", "valid")):
+            result = scored(finished / "train-poe", "--select", "paper", "--data", other, *words)
+            assert result["selected_on_these_images"] is False, "what picked the epoch were images of another set"
         shutil.rmtree(other)
         made(class_folders(tmp_path / "wrong", {"train": 4, "test": 6}, classes=("dog", "fox")), "other")
         refused(3, call("evaluate", finished, "--data", other), "has the classes dog, fox", "cat, dog", "same classes")
