@@ -180,3 +180,15 @@ def test_dropout_depends_on_the_seed_alone_and_leaves_the_callers_stream_where_i
     )  # fmt: skip
     list(Training(method, Batches(split, torch.device("cpu")), settings, seed=5).run())
     assert torch.equal(method.model[2].weight, trained(1, 1, 2)), "stopped in between or not"
+
+
+def test_dropout_differs_from_epoch_to_epoch_and_from_seed_to_seed() -> None:
+    class Dropping(Recorder):
+        def losses(self, batch: Batch) -> dict[str, Tensor]:
+            kept.append(nn.functional.dropout(torch.ones(64)).tolist())
+            return super().losses(batch)
+
+    kept: list[list[float]] = []
+    for seed in (1, 2):
+        _run(Dropping(), _settings(epochs=2, batch_size=IMAGES), seed=seed)
+    assert len({tuple(mask) for mask in kept}) == 4

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from cli_support import NAME, Outcome, call, contents, refused
 
 from denetdm_cli import config
@@ -95,3 +96,13 @@ class TestConfiguration:
     def test_a_batch_larger_than_the_data(self, train: Callable[..., Outcome], tmp_path: Path) -> None:
         refused(2, train("--batch-size", 201), "train_poe.batch_size: 201", "200 images", "--batch-size")
         assert list(tmp_path.iterdir()) == []
+
+    def test_a_command_computes_with_the_threads_of_the_run(self, train: Callable[..., Outcome], run: Path) -> None:
+        before = torch.get_num_threads()
+        try:
+            for command in (lambda: train("--epochs", 1, "--out", "other"), lambda: call("evaluate", run)):
+                torch.set_num_threads(2)
+                assert command().code == 0
+                assert torch.get_num_threads() == 1
+        finally:
+            torch.set_num_threads(before)

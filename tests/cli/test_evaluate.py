@@ -160,6 +160,14 @@ class TestEvaluate:
         assert not on_them("--select", "paper", "--split", "train")
         assert not on_them("--select", "last", "--split", "evaluation")
 
+    def test_they_are_the_same_images_beside_other_training_images(self, finished_run: Path, data: Path) -> None:
+        (data / "manifest.json").unlink()
+        np.save(data / "train" / "images.npy", np.load(data / "train" / "images.npy")[::-1])
+        words = ("--select", "paper", "--data", data, "--json")
+        (result,) = json.loads(good("evaluate", finished_run / "train-poe", *words).out)["results"]
+        assert result["evaluated_on"]["digest"] != result["trained_on"]["digest"]
+        assert result["selected_on_these_images"] is True
+
     def test_a_model_of_a_teacher_picked_on_test_data_says_so(self, run: Path) -> None:
         assert "SELECTED ON TEST DATA" in good("distill", run, "--select", "paper").out
         last = run / "distill-from-paper" / "last.safetensors"

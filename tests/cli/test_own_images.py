@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -103,6 +104,20 @@ class TestFromImportToEvaluation:
             said = scored(run / stage)["selection"]
             assert (said["rule"], said["used_bias_labels"]) == (rule, False)
             assert said["selected_on_test_data"] is (rule == "paper")
+
+    def test_valid_without_bias_labels_selects_by_accuracy_beside_a_test_split_with_them(self, tmp_path: Path) -> None:
+        source = table(tmp_path / "images", SPLITS, ("path", "label", "split", "bias"))
+        source.write_text(re.sub(r",valid,\w+", ",valid,", source.read_text()))
+        made(source)
+        metric = ("--set", "train_poe.selection_metric=shallow.conflicting")
+        good("train-poe", *tiny("mine", *metric, "--epochs", 8, "--seed", 1))
+        folder = tmp_path / "runs" / "mine" / "seed1" / "train-poe"
+        kept = results(folder)["rules"]["valid"]
+        records = [strict(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        figures = [record["valid"]["shallow"]["accuracy"] for record in records]
+        assert kept["metric"] == "shallow.accuracy"
+        assert kept["epoch"] == 1 + figures.index(max(figures))
+        assert kept["epoch"] > 1, "or keeping the first epoch would not show"
 
     def test_selection_with_bias_labels_says_so(self, tmp_path: Path) -> None:
         made(table(tmp_path / "images", SPLITS, ("path", "label", "split", "bias")))
@@ -324,6 +339,9 @@ class TestOwnSplits:
         result = scored(finished, "--data", other)
         # Nine tenths of its test split, for it has no valid split of its own.
         assert (result["evaluated_on"]["images"], result["selected_on_these_images"]) == (12, False)
+        for words in ((), ("--split", "valid")):
+            result = scored(finished / "train-poe", "--select", "paper", "--data", other, *words)
+            assert result["selected_on_these_images"] is False, "what picked the epoch were images of another set"
         shutil.rmtree(other)
         made(class_folders(tmp_path / "wrong", {"train": 4, "test": 6}, classes=("dog", "fox")), "other")
         refused(3, call("evaluate", finished, "--data", other), "has the classes dog, fox", "cat, dog", "same classes")

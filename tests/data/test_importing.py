@@ -1,11 +1,11 @@
 import json
-from concurrent.futures import ThreadPoolExecutor
 import os
 import shutil
 import signal
 import threading
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 

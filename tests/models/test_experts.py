@@ -41,10 +41,13 @@ def test_colored_mnist_parameters_are_those_of_the_paper() -> None:
     assert sum(p.numel() for p in experts.head.parameters()) == head
 
 
-def test_one_seed_determines_the_initial_weights_and_leaves_the_global_stream_alone() -> None:
+@pytest.mark.parametrize("kind", [ProductOfExperts, TargetModel])
+def test_one_seed_determines_the_initial_weights_and_leaves_the_global_stream_alone(
+    kind: type[ProductOfExperts] | type[TargetModel],
+) -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    one, same, other = (ProductOfExperts(model_config(), (3, 4, 4), 10, seed=seed) for seed in (1, 1, 2))
+    one, same, other = (kind(model_config(), (3, 4, 4), 10, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), before)
     for a, b, c in zip(one.parameters(), same.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
