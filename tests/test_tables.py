@@ -11,10 +11,10 @@ import pytest
 from rich.cells import cell_len
 
 from denetdm_cli import tables
+from denetdm_cli.authors_models import PUBLISHED
 from denetdm_cli.data.store import Manifest, Split, StoredDataset
 from denetdm_cli.evaluation import METRICS, Groups, Predictions
 from denetdm_cli.pretrained import Listed
-from denetdm_cli.published import PUBLISHED
 from denetdm_cli.scoring import Score
 from denetdm_cli.selection import provenance
 from denetdm_cli.stages import Finished

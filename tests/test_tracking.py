@@ -47,8 +47,8 @@ class Fake:
             raise self._error(f"cannot {what}")
 
 
-def train(config: Config, dataset: StoredDataset, fakes: dict[str, Fake], **options: bool) -> list[Event]:
-    return list(tracked(stages.train_poe(config, dataset, **options), fakes))
+def train(config: Config, dataset: StoredDataset, fakes: dict[str, Fake], **how: Any) -> list[Event]:
+    return list(tracked(stages.train_poe(config, dataset, stages.How(**how)), fakes))
 
 
 def test_a_tracker_hears_of_every_epoch(
@@ -105,9 +105,9 @@ def test_the_warning_is_one_even_if_it_cannot_be_closed(
 
 
 def test_a_run_that_goes_on_tells_all_its_epochs(tiny_config: Config, tiny_dataset: StoredDataset) -> None:
-    def stopped(after: int, **options: bool) -> list[Any]:
+    def stopped(after: int, **how: Any) -> list[Any]:
         fake = Fake()
-        events = tracked(stages.train_poe(tiny_config, tiny_dataset, **options), {"fake": fake})
+        events = tracked(stages.train_poe(tiny_config, tiny_dataset, stages.How(**how)), {"fake": fake})
         for event in events:
             if isinstance(event, stages.EpochDone) and event.record["epoch"] == after:
                 break
@@ -115,9 +115,9 @@ def test_a_run_that_goes_on_tells_all_its_epochs(tiny_config: Config, tiny_datas
         return fake.heard
 
     assert stopped(1) == ["open", 1, "stopped"]
-    assert stopped(2, resume=True) == ["open", 1, 2, "stopped"]
+    assert stopped(2, resume="must") == ["open", 1, 2, "stopped"]
     fake = Fake()
-    train(tiny_config, tiny_dataset, {"fake": fake}, resume=True)
+    train(tiny_config, tiny_dataset, {"fake": fake}, resume="must")
     assert fake.heard == ["open", 1, 2, 3, "complete"]
     assert stopped(1, force=True) == ["open", 1, "stopped"]
 
@@ -129,7 +129,7 @@ def test_one_that_fails_at_what_was_before(
     next(event for event in events if isinstance(event, stages.EpochDone))
     events.close()
     bad = Fake("1")
-    train(tiny_config, tiny_dataset, {"bad": bad}, resume=True)
+    train(tiny_config, tiny_dataset, {"bad": bad}, resume="must")
     assert bad.heard == ["open", 1, "stopped"]
     assert capsys.readouterr().err.count("warning: ") == 1
 
@@ -139,7 +139,7 @@ def test_ctrl_c_in_a_tracker_stops_the_training(tiny_config: Config, tiny_datase
     with pytest.raises(KeyboardInterrupt):
         train(tiny_config, tiny_dataset, {"bad": Fake(where, KeyboardInterrupt)})
     again = Fake()  # the folder is free
-    train(tiny_config, tiny_dataset, {"fake": again}, resume=where == "2")
+    train(tiny_config, tiny_dataset, {"fake": again})
     assert again.heard == ["open", 1, 2, 3, "complete"]
 
 

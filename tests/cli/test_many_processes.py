@@ -42,7 +42,7 @@ class TestRanks:
         # 200 images: three whole batches of 64 in stage 1, and one of 8 besides in stage 2.
         words = [*options(data_root), "--then-distill"]
         good(*words, "--out", "one")
-        ended = child("-m", "denetdm_cli", *words, "--out", "two", "--nproc", 2, env=ALONE, limit=150)
+        ended = child("-m", "denetdm_cli", *words, "--out", "two", "--nproc", 2, env=ALONE, limit=300)
         assert ended.returncode == 0, ended.stderr
         assert ended.stderr.count("train-poe: 192 images an epoch") <= 1
         for stage in ("train-poe", "distill"):
@@ -76,7 +76,7 @@ class TestRanks:
 
     def test_an_error_is_told_once(self, data_root: Path) -> None:
         words = [*options(data_root), "--nproc", 2, "--resume", "must"]
-        ended = child("-m", "denetdm_cli", *words, env=ALONE, limit=100)
+        ended = child("-m", "denetdm_cli", *words, env=ALONE, limit=300)
         refused(4, Outcome(ended.returncode, ended.stdout, ended.stderr), "nothing to resume")
         assert ended.stderr.count("error:") == 1
 

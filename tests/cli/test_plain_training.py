@@ -167,13 +167,13 @@ def test_stopped_and_resumed_it_is_the_same_run(run: Run, home: Path, tmp_path: 
     dataset = open_dataset(home / "data" / "mine")
     folder = tmp_path / "runs" / "mine" / "seed3"
 
-    def events(resume: bool) -> Iterator[stages.Event]:
+    def events(resume: stages.Resume) -> Iterator[stages.Event]:
         if stage == "train-poe":
-            return stages.train_poe(config, dataset, resume=resume)
-        return stages.distill(config, dataset, finished_stage_1(run.folder), folder, resume=resume)
+            return stages.train_poe(config, dataset, stages.How(resume))
+        return stages.distill(config, dataset, finished_stage_1(run.folder), folder, stages.How(resume))
 
-    stopped_after_an_epoch(events(resume=False))
-    done = [event.record["epoch"] for event in events(resume=True) if isinstance(event, stages.EpochDone)]
+    stopped_after_an_epoch(events("never"))
+    done = [event.record["epoch"] for event in events("must") if isinstance(event, stages.EpochDone)]
     assert done == [2]
     assert models(folder / stage) == models(run.folder / stage), "bit for bit"
 
@@ -214,7 +214,7 @@ def test_a_resumed_run_needs_no_start_weights_and_names_those_it_had(home: Path,
     config = whole.config().model_copy(update={"out": str(tmp_path / "resumed")})
     stopped_after_an_epoch(stages.train_poe(config, open_dataset(home / "data" / "mine")))
     (tmp_path / "weights.pth").unlink()
-    train(home, *words, "--resume", out=tmp_path / "resumed")
+    train(home, *words, "--resume", "must", out=tmp_path / "resumed")
     resumed = RunFolder(tmp_path / "resumed" / "mine" / "seed0" / "train-poe")
     assert resumed.results()["start_weights"]["deep"]["file"] == "weights.pth"
     assert models(resumed.path) == models(whole.path), "bit for bit"
