@@ -78,6 +78,19 @@ class Stage:
     metrics: dict[SelectionRule, str]
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What an epoch has come to.
+
+    Attributes:
+        record: its line in metrics.jsonl.
+        metrics: by part and predictor, the group tables included.
+    """
+
+    record: dict[str, Any]
+    metrics: dict[str, dict[str, dict[str, Any]]]
+
+
 class Running:
     """A stage that trains, from where it was stopped or from the start.
 
@@ -124,41 +137,40 @@ class Running:
         if self._ranks.most(time.monotonic() - self._written) > 60 * self._stage.config.checkpoint_minutes:
             self.keep_state()
 
-    def close_epoch(self, end: EpochEnd) -> EpochDone:
-        """Evaluate and write the epoch that has ended.
+    def measure(self, end: EpochEnd) -> Measured:
+        """Evaluate the epoch that has ended.
 
-        A signal need not wait for the end of the evaluation, unless other ranks would.
+        A signal need not wait for the end of it, unless other ranks would.
 
         Raises:
             NumericError: an output is not finite.
-            Stopped: a signal asked for it during the evaluation; nothing is written.
+            Stopped: a signal asked for it.
         """
         stage = self._stage
         with stopping.at_once() if self._ranks.size == 1 else nullcontext():
             measured = stage.evaluation.measure(stage.method, end.epoch, self._ranks)
-            record = _record(end, measured) | ({"separation": stage.signs()} if stage.signs else {})
-        self._records.append(record)
-        if self._ranks.first:
-            self._write_epoch(measured)
-        self.training.next_epoch()
-        self.keep_state()
-        return EpochDone(record)
+            return Measured(_record(end, measured) | ({"separation": stage.signs()} if stage.signs else {}), measured)
 
-    def finish(self) -> Finished:
-        """Write the results; every epoch is done."""
-        return Finished(self._stage.folder.path, self._ranks.first_does(self._write_results), already=False)
-
-    def _write_epoch(self, measured: dict[str, dict[str, Any]]) -> None:
-        """Add the newest of the records to metrics.jsonl, and keep the model for each rule that prefers it.
+    def write_epoch(self, measured: Measured) -> EpochDone:
+        """Let the epoch that was measured be behind, and keep the model for each rule that prefers it.
 
         A run that is killed in between makes what is written here again, equal to the last bit, from the state before.
         """
         stage, records = self._stage, self._records
-        stage.folder.add_record(records[-1])
-        for rule in SELECTION_RULES:
-            if is_best(records, rule, stage.metrics[rule]):
-                tensors = stage.method.model.state_dict()
-                checkpoint.save(stage.folder.checkpoint(rule), tensors, _metadata(stage, rule, records[-1], measured))
+        records.append(measured.record)
+        if self._ranks.first:
+            stage.folder.add_record(measured.record)
+            for rule in SELECTION_RULES:
+                if is_best(records, rule, stage.metrics[rule]):
+                    metadata = _metadata(stage, rule, measured)
+                    checkpoint.save(stage.folder.checkpoint(rule), stage.method.model.state_dict(), metadata)
+        self.training.next_epoch()
+        self.keep_state()
+        return EpochDone(measured.record)
+
+    def finish(self) -> Finished:
+        """Write the results; every epoch is done."""
+        return Finished(self._stage.folder.path, self._ranks.first_does(self._write_results), already=False)
 
     def _write_results(self) -> dict[str, Any]:
         results = _results(self._stage, self._records)
@@ -184,11 +196,11 @@ def run(stage: Stage | Finished, ranks: Ranks = ALONE) -> Iterator[Event]:
             running.keep_state_in_time()
         else:
             try:
-                done = running.close_epoch(event)
+                measured = running.measure(event)
             except stopping.Stopped:
                 running.keep_state()
                 raise
-            yield done
+            yield running.write_epoch(measured)
         if signal := int(ranks.most(stopping.waiting())):
             if isinstance(event, Progress):
                 running.keep_state()
@@ -246,19 +258,17 @@ def _record(event: EpochEnd, measured: dict[str, dict[str, dict[str, Any]]]) -> 
     }
 
 
-def _metadata(
-    stage: Stage, rule: SelectionRule, record: dict[str, Any], measured: dict[str, dict[str, Any]]
-) -> dict[str, Any]:
+def _metadata(stage: Stage, rule: SelectionRule, measured: Measured) -> dict[str, Any]:
     """What a checkpoint says of itself. No time of day, so that equal runs write equal bytes."""
     teacher = stage.facts.get("teacher", {}).get("selection")
     selection = provenance(rule, stage.metrics[rule], teacher)
     return {
         "stage": stage.name,
-        "epoch": record["epoch"],
+        "epoch": measured.record["epoch"],
         "selection": selection,
-        "metrics": measured[selection["reported_on"]],
+        "metrics": measured.metrics[selection["reported_on"]],
         "reported_metric": reported_metric(stage.config),
-        "separation": record.get("separation"),
+        "separation": measured.record.get("separation"),
         "seed": stage.config.seed,
         "device": str(stage.train.device),
         "threads": torch.get_num_threads(),

@@ -125,6 +125,11 @@ class Training:
         return self._epoch - 1
 
     @property
+    def done(self) -> bool:
+        """Whether all epochs are."""
+        return self.completed >= self.stage.epochs
+
+    @property
     def steps(self) -> int:
         """Steps of the epoch after those that are behind."""
         return len(self._history.sizes)
@@ -138,7 +143,7 @@ class Training:
         device = self.batches.device
         # Dropout and stochastic depth can only draw from torch's own streams; the caller's are put back at the end.
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            while self._epoch <= self.stage.epochs:
+            while not self.done:
                 epoch = self._epoch
                 self.seed_noise()
                 self.begin_epoch()
@@ -189,6 +194,7 @@ class Training:
     def next_epoch(self) -> None:
         """Let the epoch that has ended be behind; until then its last step is the newest that `state` knows of."""
         self._epoch, self._history, self._noise = self._epoch + 1, _History(), {}
+        self._began = time.perf_counter()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that a run needs to go on after any step as if it had never stopped: tensors, and facts beside them.
@@ -302,8 +308,8 @@ class Clock:
         return seconds > _SECONDS_BETWEEN_EVENTS
 
 
-class _Module(nn.Module):
-    """The losses of a method as a module, which DistributedDataParallel can wrap."""
+class Losses(nn.Module):
+    """The losses of a method as a module, which others can wrap; its parameters are those of `model`."""
 
     def __init__(self, method: Method, losses: Callable[[Batch], dict[str, Tensor]]) -> None:
         super().__init__()
@@ -311,6 +317,7 @@ class _Module(nn.Module):
         self._losses = losses
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The loss terms by name."""
         return self._losses(batch)
 
 
@@ -323,7 +330,7 @@ def _prepared(method: Method, compute: ComputeConfig | None, ranks: Ranks) -> Ca
         return losses
     if compute is not None and compute.sync_batchnorm:
         nn.SyncBatchNorm.convert_sync_batchnorm(method.model)  # type: ignore[no-untyped-call] # torch has no types there
-    return nn.parallel.DistributedDataParallel(_Module(method, losses))
+    return nn.parallel.DistributedDataParallel(Losses(method, losses))
 
 
 def _noise(device: torch.device) -> dict[str, Tensor]:

@@ -16,8 +16,8 @@ ROOMS = [
     "models.mlp", "models.convnets", "models.torchvision_nets", "models.branches", "models.experts",
     "models.official", "models.portable",
     "methods.base", "methods.poe", "methods.distill",
-    "evaluation", "selection", "separation", "optimizer", "checkpoint", "training", "runs", "preflight",
-    "running", "stages",
+    "evaluation", "selection", "separation", "optimizer", "checkpoint", "training", "batched", "runs",
+    "preflight", "running", "stages", "together",
     "scoring", "conversion", "transfer", "published", "pretrained", "shipped", "model_card", "exporting", "predicting",
     "console", "tables", "shell", "cli_options", "cli_models", "cli_training", "cli", "__main__",
 ]  # fmt: skip
