@@ -41,6 +41,14 @@ DISTILL = DistillConfig(
 )  # fmt: skip
 
 
+@pytest.fixture
+def in_float64() -> Iterator[None]:
+    """Rounding in float32 can turn a ReLU round, which Adam makes a full step of; in float64 that has not been seen."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 def split(seed: int) -> Split:
     random = np.random.RandomState(seed)
     images = random.randint(0, 256, (IMAGES, *SHAPE[1:], 3)).astype(np.uint8)
@@ -81,8 +89,8 @@ def train_together(stack: Stack, alike: list[Training]) -> list[list[EpochEnd]]:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("stage", [POE, DISTILL, POE.model_copy(update={"drop_last": True})], ids=["1", "2", "full"])
-def test_each_training_is_what_it_is_alone(stage: StageConfig, device: str) -> None:
-    """Losses to 1e-5 of them and weights to 1e-5: rounding alone is different; weights before a step are the same."""
+def test_each_training_is_what_it_is_alone(stage: StageConfig, device: str, in_float64: None) -> None:
+    """Weights before the first step are the same, and all that follows is but for rounding."""
     alone, alike = trainings(stage, device), trainings(stage, device)
     before = [weights(training) for training in alike]
     stack = Stack(alike)
@@ -93,10 +101,10 @@ def test_each_training_is_what_it_is_alone(stage: StageConfig, device: str) -> N
         expected = [event for event in training.run() if isinstance(event, EpochEnd)]
         for found, wanted in zip(ends[number], expected, strict=True):
             assert (found.epoch, found.images) == (wanted.epoch, wanted.images)
-            assert found.losses == pytest.approx(wanted.losses, rel=1e-5)
+            assert found.losses == pytest.approx(wanted.losses, rel=1e-9)
         final = weights(training)
         for name, tensor in weights(alike[number]).items():
-            torch.testing.assert_close(tensor, final[name], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(tensor, final[name], rtol=1e-9, atol=1e-9)
         assert any((final[name] - start).abs().max() > 1e-3 for name, start in before[number].items())
         state, alone_state = alike[number].state()[0], training.state()[0]
         assert state.keys() == alone_state.keys()
