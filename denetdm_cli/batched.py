@@ -43,7 +43,7 @@ class Stack:
             return terms
 
         self._losses = torch.vmap(losses)
-        self._step = _Captured(self.step) if self._device.type == "cuda" else self.step
+        self._step = _Captured(self.step, self._device) if self._device.type == "cuda" else self.step
 
     def epoch(self) -> Iterator[None]:
         """Take the steps of the epoch that are not behind.
@@ -101,15 +101,21 @@ class _Captured:
 
     Args:
         step: takes (R, B) int64 and returns a tensor; reads no value on the CPU, and finds all else where it was.
+        device: of all that the step touches.
     """
 
-    def __init__(self, step: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, step: Callable[[Tensor], Tensor], device: torch.device) -> None:
         self._step = step
-        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call] # torch has no types there
+        self._device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call] # torch has no types there
         self._taken = 0
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, index: Tensor) -> Tensor:
+        with torch.cuda.device(self._device):
+            return self._take(index)
+
+    def _take(self, index: Tensor) -> Tensor:
         if self._taken < _WARM_UP_STEPS:
             self._taken += 1
             return self._aside(index)

@@ -60,7 +60,8 @@ def train_poe_together(runs: Sequence[tuple[Config, StoredDataset]], how: How) -
     """Stage 1 of many runs, which `why_not_together` has nothing against.
 
     Each run has the folder, files, resume state and events that `stages.train_poe` gives it alone, with the same
-    results but for rounding; so each can be gone on with alone, and the other way round.
+    results but for rounding; so each can be gone on with alone, and the other way round. The seconds of an epoch are
+    those in which all were trained.
 
     Args:
         runs: the arguments of `stages.train_poe`, run by run.
@@ -112,6 +113,7 @@ def _together(
             except UserError as error:
                 event = Failed(error)
             yield number, event
+            stopping.check()
         for runs in layouts.values():
             device = next(iter(runs.values())).training.batches.device
             # States hold torch's random streams, each run's own; the caller's are put back at the end.

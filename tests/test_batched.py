@@ -1,7 +1,7 @@
 """Trainings as one program beside each of them alone; and the graph of a step, on a stand-in for CUDA."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -93,6 +93,8 @@ def test_each_training_is_what_it_is_alone(stage: StageConfig, device: str, in_f
     """Weights before the first step are the same, and all that follows is but for rounding."""
     alone, alike = trainings(stage, device), trainings(stage, device)
     before = [weights(training) for training in alike]
+    for training in alike:
+        training.method.model.eval()
     stack = Stack(alike)
     for training, start in zip(alike, before, strict=True):
         assert all(torch.equal(tensor, start[name]) for name, tensor in weights(training).items())
@@ -106,6 +108,7 @@ def test_each_training_is_what_it_is_alone(stage: StageConfig, device: str, in_f
         for name, tensor in weights(alike[number]).items():
             torch.testing.assert_close(tensor, final[name], rtol=1e-9, atol=1e-9)
         assert any((final[name] - start).abs().max() > 1e-3 for name, start in before[number].items())
+        assert alike[number].method.model.training
         state, alone_state = alike[number].state()[0], training.state()[0]
         assert state.keys() == alone_state.keys()
         assert torch.equal(state["optimizer.step"], alone_state["optimizer.step"])
@@ -226,8 +229,8 @@ class FakeCuda:
         stream = SimpleNamespace(wait_stream=lambda other: None)
         graph = SimpleNamespace(replay=lambda: self.replayed())
         for name, made in {
-            "Stream": lambda: stream, "current_stream": lambda: stream, "CUDAGraph": lambda: graph,
-            "stream": self._aside, "graph": self._capture,
+            "Stream": lambda _: stream, "current_stream": lambda: stream, "CUDAGraph": lambda: graph,
+            "stream": self._aside, "graph": self._capture, "device": lambda _: nullcontext(),
         }.items():  # fmt: skip
             monkeypatch.setattr(torch.cuda, name, made)
 
@@ -255,7 +258,7 @@ class FakeCuda:
 def test_the_graph_of_a_step_is_captured_once_and_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = FakeCuda()
     cuda.install(monkeypatch)
-    step = batched._Captured(cuda.step)
+    step = batched._Captured(cuda.step, torch.device("cpu"))
     sizes = [4, 4, 4, 4, 4, 2, 4, 4]
     given = [torch.full((3, size), number) for number, size in enumerate(sizes)]
     found = [step(index) for index in given]

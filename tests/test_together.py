@@ -194,6 +194,15 @@ def test_runs_stopped_within_an_epoch_go_on_alone_or_together(
         same_run(found, expected)
 
 
+def test_a_signal_before_the_training_ends_the_preparation(
+    datasets: dict[float, StoredDataset], tmp_path: Path
+) -> None:
+    runs = prepared(datasets, tmp_path)
+    seen = stopped_at(together.train_poe_together(runs, How()), lambda event: event[0] == 1)
+    assert [number for number, _ in seen] == [0, 1]
+    assert not any((folder / "resume.safetensors").exists() for folder in folders(runs))
+
+
 def test_runs_stopped_alone_go_on_together_and_those_ahead_wait(
     datasets: dict[float, StoredDataset], alone: list[Run], tmp_path: Path, impatient: None
 ) -> None:
