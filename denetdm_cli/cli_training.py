@@ -198,7 +198,7 @@ def _train(
         ends = (
             shell.train(jobs[0], datasets[configs[0].dataset], us)
             if len(jobs) == 1
-            else shell.train_many(jobs, workers)
+            else shell.train_many(jobs, [datasets[config.dataset] for config in configs], workers)
         )
     if not us.first:
         return

@@ -125,20 +125,25 @@ def train(job: Any, dataset: Any, ranks: Any) -> list[Any]:
         return follow(events, again)  # closing lets go of the run folder
 
 
-def train_many(jobs: list[Any], workers: int | None) -> list[Any]:
-    """Train many runs side by side, and return the ends of the last stages of those that came to one.
+def train_many(jobs: list[Any], datasets: list[Any], workers: int | None) -> list[Any]:
+    """Train many runs at once, and return the ends of the last stages of those that came to one.
 
     Raises:
         UserError: one of them failed; the others went on to their end.
     """
     from denetdm_cli.board import Board
-    from denetdm_cli.workers import plan, train_all
+    from denetdm_cli.workers import plan, train_all, train_in_one, why_not_in_one
 
-    how = plan(jobs, workers)
-    say(f"{len(jobs)} runs, {how.workers} at a time, with {how.threads} CPU thread{'s' * (how.threads > 1)} each")
+    if workers is None and why_not_in_one(jobs) is None:
+        say(f"{len(jobs)} runs in one program, a step of all of them at a time")
+        events = train_in_one(jobs, datasets)
+    else:
+        how = plan(jobs, workers)
+        say(f"{len(jobs)} runs, {how.workers} at a time, with {how.threads} CPU thread{'s' * (how.threads > 1)} each")
+        events = train_all(jobs, how)
     board = Board([job.name for job in jobs])
     try:
-        with stopping.listening(jobs[0].config.stop_signals), closing(train_all(jobs, how)) as news:
+        with stopping.listening(jobs[0].config.stop_signals), closing(events) as news:
             board.follow(news)
     except KeyboardInterrupt:
         say(f"stopped; what was trained is kept. Go on with: {go_on_command()}", always=True)

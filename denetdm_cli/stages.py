@@ -1,11 +1,11 @@
 """The two stages from configuration to run folder. They yield events; the console shows them."""
 
-import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -29,41 +29,14 @@ from denetdm_cli.preflight import (
     require_target,
 )
 from denetdm_cli.ranks import ALONE, Ranks
+from denetdm_cli.running import Began as Began
+from denetdm_cli.running import EpochDone as EpochDone
+from denetdm_cli.running import Event as Event
+from denetdm_cli.running import Finished as Finished
+from denetdm_cli.running import Stage, finished_before, run
 from denetdm_cli.runs import Resume, RunFolder
-from denetdm_cli.runtime import derive_seed, resolve_device, use_threads, versions
-from denetdm_cli.schema import SELECTION_RULES, Config, DistillConfig, SelectionRule, TrainPoeConfig
-from denetdm_cli.selection import is_best, provenance, reported_metric
-from denetdm_cli.training import EpochEnd, Progress, Training
-
-
-@dataclass(frozen=True)
-class Began:
-    """A stage is about to train `images` images an epoch, from `first_epoch` to `epochs`, writing to `folder`."""
-
-    stage: str
-    folder: Path
-    first_epoch: int
-    epochs: int
-    images: int
-
-
-@dataclass(frozen=True)
-class EpochDone:
-    """An epoch was trained, evaluated and written; `record` is its line in metrics.jsonl."""
-
-    record: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The stage is complete; `results` is its results.json, `already` whether it had been before."""
-
-    folder: Path
-    results: dict[str, Any]
-    already: bool
-
-
-Event = Began | Progress | EpochDone | Finished
+from denetdm_cli.runtime import resolve_device, use_threads
+from denetdm_cli.schema import Config, DistillConfig, SelectionRule, TrainPoeConfig
 
 
 @dataclass(frozen=True)
@@ -81,30 +54,34 @@ class How:
     ranks: Ranks = ALONE
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One stage, ready to train.
+class Images:
+    """A data set on a device; runs that train together share it.
 
+    Args:
+        dataset: whose images.
+        device: where they go.
+        config: how they become batches, and the networks that read them.
     Attributes:
-        name: train-poe or distill.
-        folder: claimed for `config`.
-        method: on the device of `train` and `evaluation`.
-        config: of the whole run; `settings` is the section of this stage.
-        facts: what every result and checkpoint of the stage says besides.
-        signs: measures, after an epoch, whether the branches separate; None where there are not two.
-        metrics: what each selection rule maximises.
+        evaluation: what runs are evaluated on.
+    Raises:
+        DataError: nothing is left to select on.
     """
 
-    name: str
-    folder: RunFolder
-    method: Method
-    train: Batches
-    evaluation: Evaluation
-    config: Config
-    settings: TrainPoeConfig | DistillConfig
-    facts: dict[str, Any]
-    signs: Callable[[], dict[str, Any]] | None
-    metrics: dict[SelectionRule, str]
+    def __init__(self, dataset: StoredDataset, device: torch.device, config: Config) -> None:
+        self._split = dataset.splits["train"]
+        self._device = device
+        self._config = config.data
+        self._layout = config.model.convolutional
+        self.evaluation = Evaluation.of(dataset, device, config.data, channels_last=self._layout)
+
+    @cached_property
+    def train(self) -> Batches:
+        """The training images, brought to the device when they are first asked for."""
+        return Batches(self._split, self._device, self._config, augment=True, channels_last=self._layout)
+
+
+Shared: TypeAlias = dict[Path, Images]
+"""By folder of the data set, what runs share; whoever needs one that is missing puts it there."""
 
 
 def run_path(config: Config, dataset: StoredDataset) -> Path:
@@ -119,6 +96,18 @@ def train_poe(config: Config, dataset: StoredDataset, how: How = How()) -> Itera
         UserError: whatever keeps it from running.
         Stopped: a signal asked for it; the state is kept.
     """
+    with prepared_train_poe(config, dataset, how, {}) as stage:
+        yield from run(stage, how.ranks)
+
+
+def prepared_train_poe(
+    config: Config, dataset: StoredDataset, how: How, shared: Shared
+) -> AbstractContextManager[Stage | Finished]:
+    """Stage 1, ready to train or already done; its folder is held, and signals wait, until the context is left.
+
+    Raises:
+        UserError: on entering, whatever keeps it from running.
+    """
     folder = RunFolder(run_path(config, dataset) / "train-poe")
 
     def method(shape: tuple[int, int, int], device: torch.device, fresh: bool) -> Method:
@@ -127,7 +116,7 @@ def train_poe(config: Config, dataset: StoredDataset, how: How = How()) -> Itera
         return ProductOfExpertsTraining(model.to(device))
 
     facts = {"dataset": _describe(dataset)}
-    yield from _claim_and_run("train-poe", folder, config, config.train_poe, dataset, facts, method, how)
+    return _prepared("train-poe", folder, config, config.train_poe, dataset, facts, method, how, shared)
 
 
 def distill(
@@ -144,6 +133,18 @@ def distill(
     Raises:
         UserError: whatever keeps it from running.
         Stopped: a signal asked for it; the state is kept.
+    """
+    with prepared_distill(config, dataset, teacher_folder, out, how, {}) as stage:
+        yield from run(stage, how.ranks)
+
+
+def prepared_distill(
+    config: Config, dataset: StoredDataset, teacher_folder: RunFolder, out: Path, how: How, shared: Shared
+) -> AbstractContextManager[Stage | Finished]:
+    """Stage 2, ready to train or already done, as `prepared_train_poe`.
+
+    Raises:
+        UserError: at once or on entering, whatever keeps it from running.
     """
     require_same_stage_1(config, teacher_folder)
     rule = _teacher_rule(config)
@@ -163,10 +164,11 @@ def distill(
         return Distillation(model.to(device), experts.to(device), config.distill)
 
     facts = {"dataset": _describe(dataset), "teacher": teacher}
-    yield from _claim_and_run("distill", folder, config, config.distill, dataset, facts, method, how)
+    return _prepared("distill", folder, config, config.distill, dataset, facts, method, how, shared)
 
 
-def _claim_and_run(
+@contextmanager
+def _prepared(
     name: str,
     folder: RunFolder,
     config: Config,
@@ -175,8 +177,9 @@ def _claim_and_run(
     facts: dict[str, Any],
     method: Callable[[tuple[int, int, int], torch.device, bool], Method],
     how: How,
-) -> Iterator[Event]:
-    """What both stages do once they know what to train: claim the folder, and train unless that was done before.
+    shared: Shared,
+) -> Iterator[Stage | Finished]:
+    """What both stages do once they know what to train: claim the folder, and make ready unless that was done before.
 
     All that can be refused is refused before the folder is touched; `method` builds the networks from the shape of an
     image (C, H, W), the device and whether they start afresh.
@@ -185,205 +188,39 @@ def _claim_and_run(
     use_threads(config.threads, how.ranks)
     section = name.replace("-", "_")
     require_full_batch(settings, section, dataset, config.model)
-    layout = config.model.convolutional
-    evaluation = Evaluation.of(dataset, device, config.data, channels_last=layout)
-    metrics = metrics_by_rule(settings, section, dataset, evaluation)
+    if dataset.path not in shared:
+        shared[dataset.path] = Images(dataset, device, config)
+    images = shared[dataset.path]
+    metrics = metrics_by_rule(settings, section, dataset, images.evaluation)
     if folder.finished and not how.force:
         with how.ranks.first_enters(folder.claimed(config, how.resume)):
-            yield _finished_before(folder, facts)
+            yield finished_before(folder, facts)
         return
     fresh = how.force or not folder.resume_file.exists()
     height, width, channels = dataset.evaluation.images.shape[1:]
     trained = method((channels, height, width), device, fresh)
     with how.ranks.first_enters(folder.claimed(config, how.resume, force=how.force)), stopping.deferred():
-        train = Batches(dataset.splits["train"], device, config.data, augment=True, channels_last=layout)
         if isinstance(trained, Distillation) and not config.data.augments:
-            trained.precompute(train)
+            trained.precompute(images.train)
         started = started_from(trained.model) if fresh else checkpoint.load(folder.resume_file)[1]["start_weights"]
         facts = {**facts, "start_weights": started}
-        signs = _signs(trained.model, train, evaluation)
-        yield from _run(Stage(name, folder, trained, train, evaluation, config, settings, facts, signs, metrics), how)
+        signs = _signs(trained.model, images)
+        yield Stage(name, folder, trained, images.train, images.evaluation, config, settings, facts, signs, metrics)
 
 
-def _signs(model: nn.Module, train: Batches, evaluation: Evaluation) -> Callable[[], dict[str, Any]] | None:
+def _signs(model: nn.Module, images: Images) -> Callable[[], dict[str, Any]] | None:
     """What measures whether the branches of a stage-1 model separate."""
     if not isinstance(model, ProductOfExperts):
         return None
-    held = evaluation.batches[evaluation.parts["evaluation"][0]]
-    images = {"train": (train, separation.sample(train)), "evaluation": (held, separation.sample(held))}
+    evaluation = images.evaluation
+    held = {"train": images.train, "evaluation": evaluation.batches[evaluation.parts["evaluation"][0]]}
+    samples = {name: (batches, separation.sample(batches)) for name, batches in held.items()}
 
     def measure() -> dict[str, Any]:
-        signs = {name: separation.signs(model, batches, index) for name, (batches, index) in images.items()}
+        signs = {name: separation.signs(model, batches, index) for name, (batches, index) in samples.items()}
         return {**signs, "warnings": separation.warnings(signs["train"], signs["evaluation"])}
 
     return measure
-
-
-def _run(stage: Stage, how: How) -> Iterator[Event]:
-    ranks, folder, config = how.ranks, stage.folder, stage.config
-    seed = derive_seed(config.seed, stage.name)
-    training = Training(stage.method, stage.train, stage.settings, seed=seed, compute=config.compute, ranks=ranks)
-    _go_on(stage, training)
-    records = ranks.first_does(lambda: folder.keep_records(training.completed))
-    yield Began(stage.name, folder.path, training.completed + 1, stage.settings.epochs, len(stage.train))
-    written = time.monotonic()
-    for event in training.run():
-        if isinstance(event, Progress):
-            yield event
-            if ranks.most(time.monotonic() - written) > 60 * config.checkpoint_minutes:
-                _keep_state(stage, training, ranks)
-                written = time.monotonic()
-        else:
-            measured, record = _measured(stage, training, event, ranks)
-            records.append(record)
-            if ranks.first:
-                _write_epoch(stage, records, measured)
-            training.next_epoch()
-            _keep_state(stage, training, ranks)
-            written = time.monotonic()
-            yield EpochDone(record)
-        if signal := int(ranks.most(stopping.waiting())):
-            if isinstance(event, Progress):
-                _keep_state(stage, training, ranks)
-            raise stopping.Stopped(signal)
-    yield Finished(folder.path, ranks.first_does(lambda: _finish(stage, records)), already=False)
-
-
-def _measured(
-    stage: Stage, training: Training, end: EpochEnd, ranks: Ranks
-) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """What an epoch has come to, and its line in metrics.jsonl.
-
-    A signal need not wait for the end of it, unless other ranks would.
-    """
-    try:
-        with stopping.at_once() if ranks.size == 1 else nullcontext():
-            measured = stage.evaluation.measure(stage.method, end.epoch, ranks)
-            return measured, _record(end, measured) | ({"separation": stage.signs()} if stage.signs else {})
-    except stopping.Stopped:
-        _keep_state(stage, training, ranks)
-        raise
-
-
-def _write_epoch(stage: Stage, records: list[dict[str, Any]], measured: dict[str, dict[str, Any]]) -> None:
-    """Add the newest of the records to metrics.jsonl, and keep the model for each rule that prefers it.
-
-    A run that is killed in between makes what is written here again, equal to the last bit, from the state before.
-    """
-    stage.folder.add_record(records[-1])
-    for rule in SELECTION_RULES:
-        if is_best(records, rule, stage.metrics[rule]):
-            tensors = stage.method.model.state_dict()
-            checkpoint.save(stage.folder.checkpoint(rule), tensors, _metadata(stage, rule, records[-1], measured))
-
-
-def _keep_state(stage: Stage, training: Training, ranks: Ranks) -> None:
-    """Write what a resumed run needs to go on from here; all ranks together."""
-    tensors, facts = training.state()
-    origin = {**_origin(stage.facts), "start_weights": stage.facts["start_weights"]}
-    if ranks.first:
-        checkpoint.save(stage.folder.resume_file, tensors, {**facts, **origin})
-
-
-def _finish(stage: Stage, records: list[dict[str, Any]]) -> dict[str, Any]:
-    results = _results(stage, records)
-    stage.folder.finish(results)
-    return results
-
-
-def _go_on(stage: Stage, training: Training) -> None:
-    """Take up the state of a stopped run, if there is one."""
-    path = stage.folder.resume_file
-    if path.exists():
-        tensors, metadata = checkpoint.load(path)
-        _require_same_origin(path, metadata, _origin(stage.facts))
-        training.go_on_from(tensors, metadata, path)
-
-
-def _finished_before(folder: RunFolder, facts: dict[str, Any]) -> Finished:
-    """The end of a run that is there already, if it was made from the same data and teacher."""
-    results = folder.results()
-    try:
-        before = _origin(results)
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder.results_file} is damaged: no {error}", "Start anew with --force.") from None
-    _require_same_origin(folder.results_file, before, _origin(facts))
-    if missing := [f"{rule}.safetensors" for rule in SELECTION_RULES if not folder.checkpoint(rule).is_file()]:
-        raise CheckpointError(
-            f"{folder.path} is finished, but {', '.join(missing)} is missing",
-            "Bring it back, or start anew with --force.",
-        )
-    return Finished(folder.path, results, already=True)
-
-
-def _origin(facts: dict[str, Any]) -> dict[str, Any]:
-    """Digests of what a run is made from; they may not change until it is done."""
-    teacher = facts.get("teacher")
-    return {"data set": facts["dataset"]["digest"], "teacher": teacher and teacher["sha256"]}
-
-
-def _require_same_origin(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    for name, digest in now.items():
-        if before.get(name) != digest:
-            raise CheckpointError(
-                f"{path}: the run was begun with another {name}: {before.get(name)} there, {digest} now",
-                "Bring back what it was begun with, or start anew with --force.",
-            )
-
-
-def _record(event: EpochEnd, measured: dict[str, dict[str, dict[str, Any]]]) -> dict[str, Any]:
-    """A line of metrics.jsonl: everything measured but for the group tables."""
-    accuracies = {
-        part: {name: {k: v for k, v in metrics.items() if k != "groups"} for name, metrics in predictors.items()}
-        for part, predictors in measured.items()
-    }
-    return {
-        "epoch": event.epoch,
-        "losses": event.losses,
-        **accuracies,
-        "seconds": event.seconds,
-        "images": event.images,
-    }
-
-
-def _metadata(
-    stage: Stage, rule: SelectionRule, record: dict[str, Any], measured: dict[str, dict[str, Any]]
-) -> dict[str, Any]:
-    """What a checkpoint says of itself. No time of day, so that equal runs write equal bytes."""
-    teacher = stage.facts.get("teacher", {}).get("selection")
-    selection = provenance(rule, stage.metrics[rule], teacher)
-    return {
-        "stage": stage.name,
-        "epoch": record["epoch"],
-        "selection": selection,
-        "metrics": measured[selection["reported_on"]],
-        "reported_metric": reported_metric(stage.config),
-        "separation": record.get("separation"),
-        "seed": stage.config.seed,
-        "device": str(stage.train.device),
-        "threads": torch.get_num_threads(),
-        "versions": versions(),
-        **stage.facts,
-        "config": stage.config.model_dump(mode="json"),
-    }
-
-
-def _results(stage: Stage, records: list[dict[str, Any]]) -> dict[str, Any]:
-    """results.json, put together from the checkpoints' own metadata."""
-    kept = {rule: checkpoint.load(stage.folder.checkpoint(rule))[1] for rule in SELECTION_RULES}
-    shared = {
-        key: value for key, value in kept["last"].items() if key not in ("selection", "metrics", "epoch", "separation")
-    }
-    return {
-        **shared,
-        "selection": stage.config.selection,
-        "epochs": len(records),
-        "training_seconds": sum(record["seconds"] for record in records),
-        "rules": {
-            rule: {key: metadata[key] for key in ("epoch", "metrics", "separation")} | metadata["selection"]
-            for rule, metadata in kept.items()
-        },
-    }
 
 
 def separation_warnings(config: Config, teacher_folder: RunFolder) -> list[str]:

@@ -60,15 +60,22 @@ class _History:
     Attributes:
         terms: names of the losses.
         losses: of every step, on the device: reading a loss at every step would wait for it. One after the other by
-            term, each the mean over a batch.
+            term, each the mean over a batch, in tensors of any shape.
         sizes: images of every step.
         seconds: of training, up to where the run was taken up again.
+        checked: steps whose losses are known to be finite.
     """
 
     terms: list[str] = field(default_factory=list)
     losses: list[Tensor] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     seconds: float = 0.0
+    checked: int = 0
+
+    def table(self) -> Tensor:
+        """The losses as (steps, terms) on the device."""
+        self.losses = [torch.cat([part.reshape(-1) for part in self.losses])]
+        return self.losses[0].view(-1, len(self.terms))
 
 
 class Training:
@@ -83,6 +90,9 @@ class Training:
         seed: decides, with the number of an epoch, the order of its images and every other random number.
         compute: precision and compilation; None is fp32 and neither.
         ranks: the processes that train together; each computes its share of every batch.
+    Attributes:
+        method, batches, stage: the same.
+        optimizer: of all that is trained.
     """
 
     def __init__(
@@ -95,15 +105,15 @@ class Training:
         compute: ComputeConfig | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
-        self._method = method
-        self._batches = batches
-        self._stage = stage
+        self.method = method
+        self.batches = batches
+        self.stage = stage
         self._seed = seed
         self._ranks = ranks
         self._losses = _prepared(method, compute, ranks)
         self._low_precision = compute is not None and compute.precision == "bf16"
         trainable = (parameter for parameter in method.model.parameters() if parameter.requires_grad)
-        self._optimizer = Adam(trainable, stage.learning_rate, stage.weight_decay)
+        self.optimizer = Adam(trainable, stage.learning_rate, stage.weight_decay)
         self._epoch = 1
         self._history = _History()
         self._noise: dict[str, Tensor] = {}
@@ -113,6 +123,11 @@ class Training:
     def completed(self) -> int:
         """Epochs that are behind."""
         return self._epoch - 1
+
+    @property
+    def done(self) -> bool:
+        """Whether all epochs are."""
+        return self.completed >= self.stage.epochs
 
     @property
     def steps(self) -> int:
@@ -125,22 +140,61 @@ class Training:
         Raises:
             NumericError: a loss is not finite; says epoch and step.
         """
-        device = self._batches.device
+        device = self.batches.device
         # Dropout and stochastic depth can only draw from torch's own streams; the caller's are put back at the end.
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            while self._epoch <= self._stage.epochs:
+            while not self.done:
                 epoch = self._epoch
-                self._seed_noise()
-                self._method.model.train()
-                self._began = time.perf_counter()
+                self.seed_noise()
+                self.begin_epoch()
                 yield from self._epoch_steps()
-                yield self._epoch_end()
+                yield self.end_epoch()
                 if self._epoch == epoch:
                     self.next_epoch()
+
+    def begin_epoch(self) -> None:
+        """Make ready for the steps of an epoch that are not behind."""
+        self.method.model.train()
+        self._began = time.perf_counter()
+
+    def order(self) -> torch.Generator:
+        """What decides the order of the epoch's images, and how they are augmented."""
+        return generator(self._seed, "order", self._epoch)
+
+    def add(self, terms: list[str], losses: Tensor, sizes: list[int]) -> None:
+        """Let steps be behind: names of the losses, their values (steps, terms), and images of every step."""
+        self._history.terms = terms
+        self._history.losses.append(losses)
+        self._history.sizes.extend(sizes)
+
+    def progress(self) -> Progress:
+        """Where the epoch stands.
+
+        Raises:
+            NumericError: a loss is not finite; says epoch and step.
+        """
+        history = self._history
+        loss = float(self._finite(history.checked)[-1].sum())
+        history.checked = self.steps
+        return Progress(self._epoch, sum(history.sizes), loss)
+
+    def end_epoch(self) -> EpochEnd:
+        """What the epoch has come to; all of its steps are behind.
+
+        Raises:
+            NumericError: a loss is not finite; says epoch and step.
+        """
+        history = self._history
+        losses, images = self._finite(0), sum(history.sizes)
+        means = (losses.T @ torch.tensor(history.sizes, dtype=torch.float64) / images).tolist()
+        by_name = {**dict(zip(history.terms, means, strict=True)), "total": sum(means)}
+        history.seconds, self._began = self._seconds(), time.perf_counter()
+        return EpochEnd(self._epoch, by_name, images, history.seconds)
 
     def next_epoch(self) -> None:
         """Let the epoch that has ended be behind; until then its last step is the newest that `state` knows of."""
         self._epoch, self._history, self._noise = self._epoch + 1, _History(), {}
+        self._began = time.perf_counter()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that a run needs to go on after any step as if it had never stopped: tensors, and facts beside them.
@@ -149,10 +203,10 @@ class Training:
         All ranks must call it together.
         """
         history = self._history
-        tensors = checkpoint.training_state(self._method.model, self._optimizer)
+        tensors = checkpoint.training_state(self.method.model, self.optimizer)
         if history.sizes:
-            tensors |= {f"noise.{name}": stream for name, stream in _noise(self._batches.device).items()}
-            tensors["losses"] = self._ranks.mean(torch.stack(history.losses))
+            tensors |= {f"noise.{name}": stream for name, stream in _noise(self.batches.device).items()}
+            tensors["losses"] = self._ranks.mean(history.table().flatten())
         facts = {"terms": history.terms, "sizes": history.sizes, "seconds": self._seconds()}
         return tensors, {"epoch": self.completed, **facts}
 
@@ -163,62 +217,52 @@ class Training:
             CheckpointError: the file is of another model or damaged.
         """
         networks = {name: tensor for name, tensor in tensors.items() if name.startswith(("model.", "optimizer."))}
-        checkpoint.restore_training_state(networks, self._method.model, self._optimizer, path)
+        checkpoint.restore_training_state(networks, self.method.model, self.optimizer, path)
         self._noise = {
             name.removeprefix("noise."): tensor for name, tensor in tensors.items() if name.startswith("noise.")
         }
         try:
             self._epoch = int(facts["epoch"]) + 1
-            losses = tensors["losses"].to(self._batches.device).unbind() if facts["sizes"] else ()
-            self._history = _History(list(facts["terms"]), list(losses), list(facts["sizes"]), float(facts["seconds"]))
+            terms, sizes, seconds = list(facts["terms"]), list(facts["sizes"]), float(facts["seconds"])
+            losses = [tensors["losses"].to(self.batches.device)] if sizes else []
+            self._history = _History(terms, losses, sizes, seconds, checked=len(sizes))
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path} is damaged: {error}", "Start anew with --force.") from None
 
-    def _seed_noise(self) -> None:
+    def seed_noise(self) -> None:
         """Give torch's own random streams the epoch's seed, or what they had come to in an epoch that was stopped."""
         seed, ranks = (self._seed, "noise", self._epoch), self._ranks
         if ranks.size == 1:
             torch.manual_seed(derive_seed(*seed))
-            _set_noise(self._batches.device, self._noise)
+            _set_noise(self.batches.device, self._noise)
         else:  # every rank its own; and there may be another number of ranks than there was
             torch.manual_seed(derive_seed(*seed, ranks.rank, self.steps))
 
     def _epoch_steps(self) -> Iterator[Progress]:
-        stage, history, ranks = self._stage, self._history, self._ranks
-        order = generator(self._seed, "order", self._epoch)
-        batches = self._batches.shuffled(
-            stage.batch_size, order, drop_last=stage.drop_last, skip=self.steps, share=(ranks.rank, ranks.size)
+        stage, ranks = self.stage, self._ranks
+        batches = self.batches.shuffled(
+            stage.batch_size, self.order(), drop_last=stage.drop_last, skip=self.steps, share=(ranks.rank, ranks.size)
         )
-        clock, checked = _Clock(ranks), self.steps
+        clock = Clock(ranks)
         for batch in batches:
             self._step(batch)
             if clock.due():
-                newest = self._finite(checked)
-                checked = self.steps
-                yield Progress(self._epoch, sum(history.sizes), float(newest[-1].sum()))
+                yield self.progress()
                 clock.restart()
 
     def _step(self, batch: Batch) -> None:
-        with torch.autocast(self._batches.device.type, torch.bfloat16, enabled=self._low_precision):
+        with torch.autocast(self.batches.device.type, torch.bfloat16, enabled=self._low_precision):
             terms = self._losses(batch)
-        size = min(self._stage.batch_size, len(self._batches) - self.steps * self._stage.batch_size)
+        size = min(self.stage.batch_size, len(self.batches) - self.steps * self.stage.batch_size)
         if self._ranks.size > 1:  # the mean over all images is the mean of the ranks' means, each with this weight
             terms = {name: term * self._ranks.weight(size) for name, term in terms.items()}
-        self._optimizer.zero_grad()
+        self.optimizer.zero_grad()
         torch.autograd.backward(list(terms.values()))  # the gradient of their sum
-        self._optimizer.step()
+        self.optimizer.step()
         history = self._history
         history.terms = list(terms)
         history.sizes.append(size)
         history.losses.extend(term.detach() for term in terms.values())
-
-    def _epoch_end(self) -> EpochEnd:
-        history = self._history
-        losses, images = self._finite(0), sum(history.sizes)
-        means = (losses.T @ torch.tensor(history.sizes, dtype=torch.float64) / images).tolist()
-        by_name = {**dict(zip(history.terms, means, strict=True)), "total": sum(means)}
-        history.seconds, self._began = self._seconds(), time.perf_counter()
-        return EpochEnd(self._epoch, by_name, images, history.seconds)
 
     def _seconds(self) -> float:
         return self._history.seconds + time.perf_counter() - self._began
@@ -230,8 +274,7 @@ class Training:
             NumericError: one is not finite.
         """
         history = self._history
-        newest = self._ranks.mean(torch.stack(history.losses[first * len(history.terms) :]))
-        losses = newest.to("cpu", torch.float64).view(-1, len(history.terms))
+        losses = self._ranks.mean(history.table()[first:]).to("cpu", torch.float64)
         if bool(losses.isfinite().all()):
             return losses
         step, term = torch.nonzero(~losses.isfinite())[0].tolist()
@@ -241,15 +284,16 @@ class Training:
         )
 
 
-class _Clock:
+class Clock:
     """Says when it is time for an event, at the same step on every rank."""
 
-    def __init__(self, ranks: Ranks) -> None:
+    def __init__(self, ranks: Ranks = ALONE) -> None:
         self._ranks = ranks
         self._interval = 1
         self.restart()
 
     def restart(self) -> None:
+        """Begin to wait for the next one."""
         self._steps = 0
         self._told = time.perf_counter()
 
@@ -264,8 +308,8 @@ class _Clock:
         return seconds > _SECONDS_BETWEEN_EVENTS
 
 
-class _Module(nn.Module):
-    """The losses of a method as a module, which DistributedDataParallel can wrap."""
+class Losses(nn.Module):
+    """The losses of a method as a module, which others can wrap; its parameters are those of `model`."""
 
     def __init__(self, method: Method, losses: Callable[[Batch], dict[str, Tensor]]) -> None:
         super().__init__()
@@ -273,6 +317,7 @@ class _Module(nn.Module):
         self._losses = losses
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The loss terms by name."""
         return self._losses(batch)
 
 
@@ -285,7 +330,7 @@ def _prepared(method: Method, compute: ComputeConfig | None, ranks: Ranks) -> Ca
         return losses
     if compute is not None and compute.sync_batchnorm:
         nn.SyncBatchNorm.convert_sync_batchnorm(method.model)  # type: ignore[no-untyped-call] # torch has no types there
-    return nn.parallel.DistributedDataParallel(_Module(method, losses))
+    return nn.parallel.DistributedDataParallel(Losses(method, losses))
 
 
 def _noise(device: torch.device) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Many runs side by side, a process each: the same results as alone, and one stream of events."""
+"""Many runs at once, as one stream of events: side by side, a process each, or all in one program on a GPU."""
 
 import multiprocessing
 import signal
@@ -10,12 +10,15 @@ from multiprocessing.process import BaseProcess
 
 import torch
 
-from denetdm_cli import stopping
+from denetdm_cli import stopping, together
 from denetdm_cli.allotment import cores
-from denetdm_cli.data.store import open_dataset
+from denetdm_cli.data.store import StoredDataset, open_dataset
 from denetdm_cli.errors import UserError, of_system
 from denetdm_cli.jobs import Job
-from denetdm_cli.stages import Event
+from denetdm_cli.runs import finished_stage_1
+from denetdm_cli.runtime import resolve_device
+from denetdm_cli.stages import Event, How
+from denetdm_cli.together import why_not_together
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,51 @@ def train_all(jobs: Sequence[Job], how: Plan) -> Generator[tuple[int, News], Non
         while active:
             for _ in _news(active):
                 pass
+
+
+def why_not_in_one(jobs: Sequence[Job]) -> str | None:
+    """Why runs cannot be trained by one program on a GPU, as they can where their networks are small and alike."""
+    if resolve_device(jobs[0].config.device).type != "cuda":
+        return "there is no GPU"
+    if any(job.trackers for job in jobs):
+        return "they are tracked"
+    return why_not_together([job.config for job in jobs])
+
+
+def train_in_one(jobs: Sequence[Job], datasets: Sequence[StoredDataset]) -> Generator[tuple[int, News], None, None]:
+    """Train runs by one program, all of them a step at a time, and tell what happens: which of the jobs, and what.
+
+    Raises:
+        Stopped: a signal asked for it; every run has kept its state before this is raised.
+        UserError: as `together`.
+    """
+    failed: set[int] = set()
+
+    def told(
+        numbers: Sequence[int], events: Iterator[tuple[int, Event | together.Failed]]
+    ) -> Iterator[tuple[int, News]]:
+        for place, event in events:
+            number = numbers[place]
+            if isinstance(event, together.Failed):
+                failed.add(number)
+                yield number, Failed(event.error.what, event.error.fix, event.error.exit_code)
+            else:
+                yield number, event
+
+    everyone, how = range(len(jobs)), How(jobs[0].resume, jobs[0].force)
+    if jobs[0].stage_1 is None:
+        runs = [(job.config, dataset) for job, dataset in zip(jobs, datasets, strict=True)]
+        yield from told(everyone, together.train_poe_together(runs, how))
+        how = How("auto", how.force)
+    if jobs[0].distill:
+        left = [number for number in everyone if number not in failed]
+        taught = [
+            (jobs[n].config, datasets[n], finished_stage_1(jobs[n].stage_1 or jobs[n].run), jobs[n].run) for n in left
+        ]
+        yield from told(left, together.distill_together(taught, how))
+    for number in everyone:
+        if number not in failed:
+            yield number, Ended()
 
 
 def _news(active: dict[Connection, tuple[int, int, BaseProcess]]) -> Iterator[tuple[int, int, News]]:

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -116,6 +118,18 @@ def test_progress_within_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     events = list(Training(method, _batches(), settings, seed=0).run())
     assert [event.images for event in events if isinstance(event, Progress)] == [8, 16, 24, 32, 40, 48]
     assert isinstance(events[-1], EpochEnd)
+
+
+def test_what_comes_between_two_epochs_is_no_training_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("denetdm_cli.training.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    training = Training(Recorder(), _batches(), _settings(), seed=0)
+    for event in training.run():
+        now[0] += 100
+        if isinstance(event, EpochEnd):
+            break
+    training.next_epoch()
+    assert training.state()[1]["seconds"] == 0
 
 
 def test_every_unfrozen_parameter_is_trained_and_no_other() -> None:

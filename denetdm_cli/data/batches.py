@@ -15,6 +15,7 @@ from torch import Tensor
 
 from denetdm_cli.data.augment import Crops, Normalisation, draw_crops
 from denetdm_cli.data.store import Split
+from denetdm_cli.errors import ConfigError
 from denetdm_cli.schema import DataConfig
 
 _AHEAD = 2
@@ -33,11 +34,13 @@ class Batch:
         x: (B, 3, H, W) float32, pixel/255 and then normalised where the configuration says so.
         y: (B,) int64, target attribute.
         index: (B,) int64, position in the split.
+        known: what the method has computed of these images beforehand, (B, ...) each; only `Pool` gives it.
     """
 
     x: Tensor
     y: Tensor
     index: Tensor
+    known: tuple[Tensor, ...] = ()
 
 
 class Batches:
@@ -112,6 +115,11 @@ class Batches:
         first, every = share
         return self._walk(torch.arange(len(self)), parts[first::every], None)
 
+    def order(self, size: int, generator: torch.Generator, *, drop_last: bool) -> Tensor:
+        """Positions (M,) int64 on the CPU of the images that `shuffled` gives, one after the other."""
+        order = torch.randperm(len(self), generator=generator)
+        return order[: len(order) // size * size] if drop_last else order
+
     def shuffled(
         self,
         size: int,
@@ -130,15 +138,13 @@ class Batches:
             skip: batches at the start to leave out.
             share: (k, n): of every batch only image k and each n-th after it, or the first where it has no k-th.
         """
-        order = torch.randperm(len(self), generator=generator)
+        order = self.order(size, generator, drop_last=drop_last)
         crops = None
         if self._augmentation is not None:
             # From a stream of its own, seeded after the order is drawn: augmentation must not change the order.
             seed = int(torch.randint(2**63 - 1, (), generator=generator))
             own = torch.Generator().manual_seed(seed)
             crops = draw_crops(self._augmentation, len(self), self._height, self._width, own).to(self.device)
-        if drop_last:
-            order = order[: len(order) // size * size]
         parts = [slice(start, min(start + size, len(order))) for start in range(0, len(order), size)]
         return self._walk(order, [_share(part, *share) for part in parts[skip:]], crops)
 
@@ -187,6 +193,44 @@ class Batches:
         # A pinned block is not written to again before its copy is done: torch's allocator sees to that.
         moved = block.to(self.device, non_blocking=self.device.type == "cuda")
         return moved.permute(0, 3, 1, 2).contiguous()
+
+
+class Pool:
+    """The training images of R runs, taken for all of them at once and as they are.
+
+    Args:
+        batches: of each run, with N images of one shape, and normalised alike; runs may share them.
+        known: of each run, what its method has computed of the images beforehand, (N, ...) each.
+    Raises:
+        ConfigError: the images are not kept on the device.
+    """
+
+    def __init__(self, batches: Sequence[Batches], known: Sequence[tuple[Tensor, ...]]) -> None:
+        distinct = list({id(one): one for one in batches}.values())
+        images = [one._images for one in distinct if isinstance(one._images, Tensor)]
+        if len(images) < len(distinct):
+            raise ConfigError(
+                f"data.cache: the training images are kept elsewhere ({distinct[0].cache}) than "
+                f"on {distinct[0].device}, where runs that train together need them",
+                "Use --set data.cache=device, or train the runs one by one.",
+            )
+        self._images = torch.cat(images) if len(images) > 1 else images[0]
+        self._y = torch.cat([one._y for one in distinct])
+        self._known = tuple(torch.cat(parts) for parts in zip(*known, strict=True))
+        self._normalise = distinct[0]._normalise
+        count = len(distinct[0])
+        places = [[distinct.index(one) * count, run * count] for run, one in enumerate(batches)]
+        self._first, self._first_known = torch.tensor(places, device=distinct[0].device).T[:, :, None]
+
+    def take(self, index: Tensor) -> Batch:
+        """The images at `index` (R, B) int64 on the device, every tensor (R, B, ...)."""
+        rows, known = (self._first + index).flatten(), (self._first_known + index).flatten()
+        return Batch(
+            self._normalise(self._images.index_select(0, rows)).view(*index.shape, *self._images.shape[1:]),
+            self._y.index_select(0, rows).view_as(index),
+            index,
+            tuple(part.index_select(0, known).view(*index.shape, *part.shape[1:]) for part in self._known),
+        )
 
 
 def _share(part: slice, first: int, every: int) -> slice:

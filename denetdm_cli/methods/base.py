@@ -14,6 +14,10 @@ class Method(Protocol):
     def model(self) -> nn.Module:
         """Everything that goes into a checkpoint. Frozen parts have no gradient and ignore `train()`."""
 
+    @property
+    def known(self) -> tuple[Tensor, ...]:
+        """What has been computed of the training images beforehand, (N, ...) each; `losses` prefers a batch's own."""
+
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Loss terms by name, scalars, already weighted; the loop minimises their sum."""
 

@@ -23,19 +23,17 @@ class Distillation:
         self.model = model
         self._teacher = teacher
         self._config = config
-        self._precomputed: tuple[Tensor, Tensor] | None = None
+        self.known: tuple[Tensor, ...] = ()
 
     def precompute(self, batches: Batches) -> None:
         """Compute what the frozen parts say of every image once; only right where training images never change."""
         parts = [self._frozen(batch.x) for batch in batches.in_order()]
-        self._precomputed = (torch.cat([deep for deep, _ in parts]), torch.cat([teacher for _, teacher in parts]))
+        self.known = tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The terms `poe` and `dist`, weighted; a term of weight 0 is left out."""
-        if self._precomputed is None:
-            deep, teacher = self._frozen(batch.x)
-        else:
-            deep, teacher = (part.index_select(0, batch.index) for part in self._precomputed)
+        known = batch.known or tuple(part.index_select(0, batch.index) for part in self.known)
+        deep, teacher = known or self._frozen(batch.x)
         config, target = self._config, self.model.target(batch.x)
         features = ([deep + target] if config.w_poe else []) + ([target] if config.w_dist else [])
         logits = list(self.model.head(torch.cat(features)).chunk(len(features)))  # one product of matrices for both

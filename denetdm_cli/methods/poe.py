@@ -12,6 +12,7 @@ class ProductOfExpertsTraining:
 
     def __init__(self, model: ProductOfExperts) -> None:
         self.model = model
+        self.known: tuple[Tensor, ...] = ()
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The one term `poe`."""

@@ -29,7 +29,11 @@ class MLP(nn.Module):
         """Features (B, width) of images (B, C, H, W) float32."""
         features = x.flatten(1)
         if torch.is_grad_enabled():
-            return _linear_relu_layers(features, *self.layers.parameters())  # weight, bias, weight, bias, ...
+            parameters = tuple(self.layers.parameters())  # weight, bias, weight, bias, ...
+            # Under torch.vmap nothing requires a gradient: what it stacks does, beneath.
+            layers = _LinearReluLayers if parameters[0].requires_grad else _UnderVmap
+            result: Tensor = layers.apply(features, *parameters)
+            return result
         for layer in self.layers:
             features = layer(features).relu_()
         return features
@@ -38,14 +42,16 @@ class MLP(nn.Module):
 class _LinearReluLayers(torch.autograd.Function):
     """Linear layers with ReLU as one step of autograd, which at these sizes costs as much as the small matrix products.
 
-    The images get no gradient.
+    Images (B, in) and parameters, or R stacked of each: (R, B, in), (R, out, in), (R, out). The images get no gradient.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
         outputs = [x]
         for weight, bias in zip(parameters[::2], parameters[1::2], strict=True):
-            outputs.append(torch.addmm(bias, outputs[-1], weight.t()).relu_())
+            x, transposed = outputs[-1], weight.mT
+            product = torch.addmm(bias, x, transposed) if x.dim() == 2 else torch.baddbmm(bias[:, None], x, transposed)
+            outputs.append(product.relu_())
         ctx.save_for_backward(*outputs, *parameters[::2])
         return outputs[-1]
 
@@ -57,12 +63,23 @@ class _LinearReluLayers(torch.autograd.Function):
         gradients: list[Tensor] = []
         for layer in reversed(range(layers)):
             gradient = torch.ops.aten.threshold_backward(gradient, outputs[layer + 1], 0)
-            gradients[:0] = [gradient.t() @ outputs[layer], gradient.sum(dim=0)]
+            gradients[:0] = [gradient.mT @ outputs[layer], gradient.sum(dim=-2)]
             if layer:
                 gradient = gradient @ weights[layer]
         return (None, *gradients)
 
 
-def _linear_relu_layers(x: Tensor, *parameters: Tensor) -> Tensor:
-    result: Tensor = _LinearReluLayers.apply(x, *parameters)
-    return result
+class _UnderVmap(torch.autograd.Function):
+    """Lets torch.vmap hand all that it stacks to `_LinearReluLayers` at once."""
+
+    @staticmethod
+    def forward(x: Tensor, *parameters: Tensor) -> Tensor:
+        raise NotImplementedError("only torch.vmap calls this")
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        pass  # torch.vmap takes only functions that have one
+
+    @staticmethod
+    def vmap(_info: Any, _in_dims: tuple[int, ...], *stacked: Tensor) -> tuple[Tensor, int]:
+        return _LinearReluLayers.apply(*stacked), 0
