@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,3 +106,21 @@ def figures(stage: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl, but for what wall time decides."""
     records = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+
+
+def signalled(number: int, command: list[Any], *folders: Path, **options: Any) -> tuple[int, str, str]:
+    """Run a command, send it a signal once one of some stages has written a state, and return how it ended.
+
+    Returns:
+        Exit code, stdout and stderr.
+    """
+    words = [str(word) for word in command]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options) as process:
+        until = time.monotonic() + 100
+        while not any((folder / "resume.safetensors").exists() for folder in folders):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < until
+            time.sleep(0.005)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=100)
+    return process.returncode, out, err

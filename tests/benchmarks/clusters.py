@@ -31,8 +31,9 @@ EPOCHS = 4
 def trained(root: Path, *options: str) -> float:
     """Wall time of a whole `train-poe` command."""
     words = ["train-poe", "--dataset", "coloredmnist", "--data-root", str(root), "--device", "cpu", *options]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return seconds(lambda: subprocess.run([*COMMAND, *words], check=True, **quiet))  # type: ignore[call-overload]
+    return seconds(
+        lambda: subprocess.run([*COMMAND, *words], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    )
 
 
 def writing(root: Path, out: Path) -> None:

@@ -6,11 +6,10 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from cli_support import NAME, figures
+from cli_support import NAME, figures, signalled
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 SCRIPTS = [
@@ -41,13 +40,8 @@ def test_a_job_that_is_requeued_until_it_is_done(cluster: dict[str, str], data_r
     script.write_text(SCRIPTS[0])
     folder = tmp_path / "runs" / NAME / "seed0" / "train-poe"
     environment = cluster | {"TRAINED": words}
-    with subprocess.Popen(["/bin/bash", script], env=environment, stderr=subprocess.PIPE, text=True) as job:
-        until = time.monotonic() + 60
-        while not (folder / "resume.safetensors").exists() and job.poll() is None and time.monotonic() < until:
-            time.sleep(0.01)
-        job.send_signal(signal.SIGUSR1)
-        _, err = job.communicate(timeout=60)
-    assert job.returncode == 75, err
+    code, _, err = signalled(signal.SIGUSR1, ["/bin/bash", script], folder, env=environment)
+    assert code == 75, err
     assert (tmp_path / "told").read_text() == "requeue 42\n"
     assert 1 <= len(figures(folder)) < 60
 

@@ -2,15 +2,26 @@
 
 import os
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from cli_support import NAME, Outcome, call, child, contents, figures, good, models, no_leftovers, plain, refused
+from cli_support import (
+    NAME,
+    Outcome,
+    call,
+    child,
+    contents,
+    figures,
+    good,
+    models,
+    no_leftovers,
+    plain,
+    refused,
+    signalled,
+)
 
 from denetdm_cli import checkpoint
 
@@ -57,13 +68,8 @@ class TestRanks:
         words = [*map(str, options(data_root, 60)), "--out", "two"]
         folder = tmp_path / "two" / NAME / "seed0" / "train-poe"
         command = [sys.executable, "-m", "denetdm_cli", *words, "--nproc", "2"]
-        with subprocess.Popen(command, env=ALONE, stderr=subprocess.PIPE, text=True) as process:
-            until = time.monotonic() + 100
-            while not (folder / "resume.safetensors").exists() and process.poll() is None and time.monotonic() < until:
-                time.sleep(0.01)
-            process.send_signal(signal.SIGTERM)
-            _, err = process.communicate(timeout=60)
-        assert process.returncode == 75, err
+        code, _, err = signalled(signal.SIGTERM, command, folder, env=ALONE)
+        assert code == 75, err
         assert "Traceback" not in err
         assert f"Go on with: denetdm {' '.join(words)} --nproc 2\n" in err
         assert 1 <= len(figures(folder)) < 60
@@ -125,15 +131,8 @@ class TestManyRuns:
         words = [*map(str, options(data_root, 40)), "--seeds", "0-1", "--out", "many"]
         folders = [tmp_path / "many" / NAME / f"seed{seed}" / "train-poe" for seed in (0, 1)]
         command = [sys.executable, "-m", "denetdm_cli", *words]
-        with subprocess.Popen(command, env=ALONE, stderr=subprocess.PIPE, text=True) as process:
-            until = time.monotonic() + 100
-            while not any((folder / "resume.safetensors").exists() for folder in folders):
-                assert process.poll() is None
-                assert time.monotonic() < until
-                time.sleep(0.01)
-            process.send_signal(signal.SIGUSR1)
-            _, err = process.communicate(timeout=60)
-        assert process.returncode == 75, err
+        code, _, err = signalled(signal.SIGUSR1, command, *folders, env=ALONE)
+        assert code == 75, err
         assert "Traceback" not in err
         assert f"Go on with: denetdm {' '.join(words)}\n" in err
         assert not all((folder / "results.json").exists() for folder in folders)
