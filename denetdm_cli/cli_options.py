@@ -9,7 +9,7 @@ from typer.core import TyperGroup
 
 from denetdm_cli import stopping
 from denetdm_cli.authors_models import PUBLISHED
-from denetdm_cli.logs import Level, choose
+from denetdm_cli.logs import Level, choose, say
 from denetdm_cli.presets import preset_names
 
 
@@ -66,6 +66,8 @@ class Program(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
+            if isinstance(stop, stopping.Stopped) and not stop.told:
+                say(f"stopped by {stop}", always=True)
             raise typer.Exit(stopping.exit_code(stop)) from None
 
 

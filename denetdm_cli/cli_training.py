@@ -27,6 +27,8 @@ from denetdm_cli.cli_options import TrackOption, complete_presets
 from denetdm_cli.cli_runs import report
 from denetdm_cli.errors import ConfigError
 
+_MOST_SEEDS = 1000
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
@@ -83,6 +85,8 @@ def train_poe(
         "out": out,
     }
     ratios: list[float | None] = [*ratio] if ratio else [None]
+    if len(set(ratios)) < len(ratios):
+        raise ConfigError("--ratio names a conflict ratio twice", "Name each of them once.")
     many = [
         options | {"seed": one_seed, "dataset.ratio": one_ratio}
         for one_ratio in ratios
@@ -135,6 +139,8 @@ def distill(
         "compute.precision": precision,
         "out": out,
     }
+    if len({run.resolve() for run in runs}) < len(runs):
+        raise ConfigError("a run is named twice", "Name each of them once.")
     moved = out is not None or any(setting.partition("=")[0].strip() == "out" for setting in settings or ())
     teachers = [finished_stage_1(run) for run in runs]
     configs = [shell.absolute(config.load(stage_1.config_file, settings or (), options)) for stage_1 in teachers]
@@ -171,6 +177,8 @@ def _seeds(seed: int | None, seeds: str | None) -> list[int | None]:
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()) or int(last or first) < int(first):
             raise ConfigError(f"--seeds {seeds!r}: {part.strip()!r} is no seed and no range", "Write 0-4, or 0,2,7.")
+        if int(last or first) - int(first) >= _MOST_SEEDS:
+            raise ConfigError(f"--seeds {seeds!r}: more than {_MOST_SEEDS:,} seeds", "Name fewer.")
         found += range(int(first), int(last or first) + 1)
     if len(set(found)) < len(found):
         raise ConfigError(f"--seeds {seeds!r} names a seed twice", "Name each of them once.")
@@ -203,18 +211,25 @@ def _train(
     if not us.first:
         return
     if len(jobs) == 1:
+        dataset = datasets[configs[0].dataset]
         for finished in ends:
-            tables.show_finished(finished, jobs[0].config.selection, _next_command(finished))
+            tables.show_finished(
+                finished,
+                jobs[0].config.selection,
+                _next_command(finished, jobs[0].config, dataset),
+            )
     else:
         report([finished.folder for finished in ends])
     if then_evaluate:
         _evaluate(jobs)
 
 
-def _next_command(finished: Any) -> str:
+def _next_command(finished: Any, config: Any, dataset: Any) -> str:
     """What one types after a stage."""
     if finished.results["stage"] == "train-poe":
-        return f"denetdm distill {shell.as_typed(finished.folder.parent)}"
+        images = len(dataset.splits["train"].target)
+        smaller = f" --batch-size {config.train_poe.batch_size}" if config.distill.batch_size > images else ""
+        return f"denetdm distill {shell.as_typed(finished.folder.parent)}{smaller}"
     return f"denetdm evaluate {shell.as_typed(finished.folder)}"
 
 

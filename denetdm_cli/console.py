@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from denetdm_cli import details
+from denetdm_cli import details, stopping
 from denetdm_cli.logs import detail, quiet, say, show_warnings, stream, verbose
 from denetdm_cli.runs import RunFolder
 from denetdm_cli.stages import Began, EpochDone, Event, Finished
@@ -106,7 +106,8 @@ def follow(events: Iterator[Event], again: str) -> list[Finished]:
                     view.update(event)
                 for line in details.of_epoch(event.record) if isinstance(event, EpochDone) else ():
                     detail(line)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        stopping.tell(stop)
         if began and RunFolder(began.folder).resume_file.exists():
             say(f"stopped; what was trained is kept. Go on with: {again}", always=True)
         else:

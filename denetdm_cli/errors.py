@@ -71,6 +71,20 @@ class StorageError(UserError):
     exit_code = 7
 
 
+class RankError(UserError):
+    """One of the processes that train a run together is gone."""
+
+    exit_code = 8
+
+    def __init__(
+        self,
+        what: str,
+        fix: str = "See what the others say; signal 9 often means that memory ran out. The same command goes on from "
+        "the last state that was written.",
+    ) -> None:
+        super().__init__(what, fix)
+
+
 def of_system(error: OSError) -> StorageError:
     """What a user can do about an error of the operating system."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)

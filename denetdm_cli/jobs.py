@@ -6,6 +6,7 @@ from pathlib import Path
 
 from denetdm_cli import stages
 from denetdm_cli.data.store import StoredDataset
+from denetdm_cli.preflight import require_full_batch
 from denetdm_cli.ranks import ALONE, Ranks
 from denetdm_cli.runs import Resume, finished_stage_1
 from denetdm_cli.schema import Config
@@ -53,9 +54,11 @@ class Job:
         how = How(self.resume, self.force, ranks)
         openers = chosen(self.trackers) if ranks.first else {}
         if self.stage_1 is None:
+            if self.distill:  # not after hours of stage 1
+                require_full_batch(self.config.distill, "distill", dataset, self.config.model)
             yield from tracked(stages.train_poe(self.config, dataset, how), openers)
         if self.distill:
-            # What must be resumed, or must not, has been asked of stage 1 where that is trained too.
-            how = how if self.stage_1 else How("auto", self.force, ranks)
+            if self.stage_1 is None and self.resume == "must":  # which stage 1 has answered
+                how = How("auto", self.force, ranks)
             stage_1 = finished_stage_1(self.stage_1 or self.run)
             yield from tracked(stages.distill(self.config, dataset, stage_1, self.run, how), openers)

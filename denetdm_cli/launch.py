@@ -6,6 +6,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from signal import SIGINT, SIGTERM
+
+from denetdm_cli.errors import RankError
+from denetdm_cli.stopping import Stopped
 
 LAUNCHED = "DENETDM_LAUNCHED"
 """Set in the environment of the ranks, which need not launch any."""
@@ -21,6 +25,7 @@ def launch(count: int, arguments: Sequence[str]) -> int:
 
     Raises:
         Stopped: a signal asked for it; it was passed on, and every rank has ended.
+        RankError: a rank was killed.
     """
     processes: list[subprocess.Popen[bytes]] = []
     port = _free_port()
@@ -31,9 +36,9 @@ def launch(count: int, arguments: Sequence[str]) -> int:
             environment = os.environ | {name: str(value) for name, value in said.items()}
             processes.append(subprocess.Popen([sys.executable, "-m", "denetdm_cli", *arguments], env=environment))
         return _follow(processes)
-    except KeyboardInterrupt:
-        for process in processes:
-            process.terminate()
+    except KeyboardInterrupt as stop:
+        for process in processes:  # Ctrl-C has reached them already, and a second one would not wait for the step
+            process.send_signal(stop.number if isinstance(stop, Stopped) and stop.number != SIGINT else SIGTERM)
         _follow(processes)
         raise
     finally:
@@ -43,15 +48,17 @@ def launch(count: int, arguments: Sequence[str]) -> int:
 
 
 def _follow(processes: Sequence["subprocess.Popen[bytes]"]) -> int:
-    """Wait until all have ended, but not for ever once one has failed; return the first code that is not 0."""
-    first = 0
+    """Wait until all have ended, but not for ever once one has failed; return what the run ended with."""
     until = float("inf")
     while any(process.poll() is None for process in processes) and time.monotonic() < until:
-        codes = [process.returncode for process in processes if process.poll()]
-        if codes and not first:
-            first, until = codes[0], time.monotonic() + _SECONDS_TO_FOLLOW
+        if until == float("inf") and any(process.poll() for process in processes):
+            until = time.monotonic() + _SECONDS_TO_FOLLOW
         time.sleep(0.05)
-    return first or next((process.returncode for process in processes if process.poll()), 0)
+    codes = [process.returncode for process in processes if process.poll()]
+    if killed := [-code for code in codes if code < 0]:
+        raise RankError(f"a process of the run was ended by signal {killed[0]}")
+    # The one that failed says more than those that lost it.
+    return next((code for code in codes if code != RankError.exit_code), RankError.exit_code if codes else 0)
 
 
 def _free_port() -> int:

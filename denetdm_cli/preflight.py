@@ -53,7 +53,7 @@ def require_full_batch(settings: StageConfig, section: str, dataset: StoredDatas
     if settings.batch_size > images:
         raise ConfigError(
             f"{section}.batch_size: {settings.batch_size} is larger than the training split, which has {images} images",
-            "Give a smaller --batch-size.",
+            f"Give a smaller --batch-size ({section} alone: --set {section}.batch_size=...).",
         )
     of_one = settings.batch_size == 1
     if not of_one and (settings.drop_last or images % settings.batch_size != 1):

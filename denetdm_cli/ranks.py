@@ -1,17 +1,22 @@
 """The processes that train one run together: which of them this is, and what they tell each other."""
 
 import os
+import re
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed
 
-from denetdm_cli.errors import ConfigError, UserError
+from denetdm_cli import stopping
+from denetdm_cli.errors import ConfigError, RankError, UserError, of_system
 
 T = TypeVar("T")
+
+_PATIENCE = timedelta(hours=6)
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,10 @@ class Ranks:
                 told = [work()]
             except UserError as error:
                 told = [error]
-        distributed.broadcast_object_list(told)
+            except OSError as error:
+                told = [of_system(error)]
+        with nullcontext() if self.first else stopping.by_default():  # nothing is kept while others are waited for
+            distributed.broadcast_object_list(told)
         if isinstance(told[0], UserError):
             told[0].told = not self.first
             raise told[0]
@@ -121,12 +129,14 @@ def joined(ranks: Ranks, device: torch.device) -> Iterator[None]:
 
     Raises:
         ConfigError: they do not find each other.
+        RankError: one of them was lost.
     """
     if ranks.size == 1:
         yield
         return
     try:
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        with stopping.by_default():  # the first rank may make data for long while the others wait
+            distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
     except (ValueError, RuntimeError) as error:
         raise ConfigError(
             f"rank {ranks.rank} of {ranks.size} did not find the others: {str(error).splitlines()[0]}",
@@ -134,6 +144,12 @@ def joined(ranks: Ranks, device: torch.device) -> Iterator[None]:
         ) from None
     try:
         yield
+    except RuntimeError as error:
+        if not re.search("gloo|nccl", str(error), re.IGNORECASE):
+            raise
+        raise RankError(
+            f"rank {ranks.rank} of {ranks.size} has lost the others: {str(error).splitlines()[0]}"
+        ) from None
     finally:
         distributed.destroy_process_group()
 

@@ -86,8 +86,9 @@ def make_or_open(
     report = DataReport()
     try:
         return ensure_datasets(wanted, source=source, frost=frost, force=force, reporter=report)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         report.say("stopped; nothing is half-made")
+        stopping.tell(stop)
         raise
     finally:
         report.close()
@@ -145,8 +146,9 @@ def train_many(jobs: list[Any], datasets: list[Any], workers: int | None) -> lis
     try:
         with stopping.listening(jobs[0].config.stop_signals), closing(events) as news:
             board.follow(news)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         say(f"stopped; what was trained is kept. Go on with: {go_on_command()}", always=True)
+        stopping.tell(stop)
         raise
     if board.failure:
         raise board.failure
@@ -165,11 +167,14 @@ def launched(processes: int | None) -> None:
 
     if os.environ.get("RANK", "0") != "0":
         logs.leave_it_to_others()
-    if processes is None or processes == 1 or LAUNCHED in os.environ:
+    if LAUNCHED in os.environ and "RANK" in os.environ:
+        stopping.stop_with_parent()
+        return
+    if processes is None or processes == 1:
         return
     if "RANK" in os.environ:
         raise ConfigError("--nproc is given, and the environment announces several processes", "Leave out --nproc.")
-    with stopping.listening():
+    with stopping.listening(stopping.ALSO):  # the ranks know which of them the configuration names
         code = launch(processes, sys.argv[1:])
     raise typer.Exit(code)
 

@@ -1,7 +1,7 @@
 """The two stages from configuration to run folder. They yield events; the console shows them."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -201,7 +201,11 @@ def _prepared(
     trained = method((channels, height, width), device, fresh)
     with how.ranks.first_enters(folder.claimed(config, how.resume, force=how.force)), stopping.deferred():
         if isinstance(trained, Distillation) and not config.data.augments:
-            trained.precompute(images.train)
+            with stopping.at_once() if how.ranks.size == 1 else nullcontext():
+                trained.precompute(images.train)
+        if folder.finished:  # by another process, while this one built its networks
+            yield finished_before(folder, facts)
+            return
         started = started_from(trained.model) if fresh else checkpoint.load(folder.resume_file)[1]["start_weights"]
         facts = {**facts, "start_weights": started}
         signs = _signs(trained.model, images)

@@ -1,15 +1,22 @@
 """Signals that ask the program to stop: an exception at once, or, where a step must not be cut, after it."""
 
+import ctypes
 import signal
+import sys
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from denetdm_cli.errors import EXIT_INTERRUPTED, EXIT_STOPPED
 
 ALWAYS = ("INT", "TERM", "HUP", "USR1")
 """Ctrl-C, a lost terminal, and what batch systems send before they kill."""
+ALSO = ("USR2", "ALRM", "QUIT", "XCPU")
+"""What a configuration may add."""
+
+
+_PR_SET_PDEATHSIG = 1
 
 
 class Stopped(KeyboardInterrupt):
@@ -17,6 +24,9 @@ class Stopped(KeyboardInterrupt):
 
     A kind of KeyboardInterrupt, so that everything that tidies up after Ctrl-C does so after any other signal too.
     """
+
+    told = False
+    """Whether a person has been told of it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -33,6 +43,12 @@ class _Heard:
 def exit_code(stop: KeyboardInterrupt) -> int:
     """130 after Ctrl-C, 75 ("try again later") after a signal of a batch system."""
     return EXIT_STOPPED if isinstance(stop, Stopped) and stop.number != signal.SIGINT else EXIT_INTERRUPTED
+
+
+def tell(stop: KeyboardInterrupt) -> None:
+    """Note that a person has been told of it."""
+    if isinstance(stop, Stopped):
+        stop.told = True
 
 
 @contextmanager
@@ -53,6 +69,28 @@ def listening(names: Iterable[str] = ALWAYS) -> Iterator[None]:
         _Heard.number = 0
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def by_default() -> Iterator[None]:
+    """Let signals do what they do to any program: where nothing is kept, and a wait outside Python hears no handler."""
+    here = threading.current_thread() is threading.main_thread()
+    ours = [number for number in signal.valid_signals() if here and signal.getsignal(number) is _handle]
+    for number in ours:
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, _handle)
+
+
+def stop_with_parent() -> None:
+    """Ask the system to send TERM to this process when the one that started it dies; Linux alone can."""
+    if sys.platform != "linux":
+        return
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import multiprocessing
 import signal
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -92,9 +93,10 @@ def train_all(jobs: Sequence[Job], how: Plan) -> Generator[tuple[int, News], Non
                 process: BaseProcess = context.Process(
                     target=_work, args=(replace(job, config=placed), theirs), name=job.name
                 )
-                process.start()
+                with stopping.deferred():  # a process that is started is one that is stopped
+                    process.start()
+                    active[ours] = (number, slot, process)
                 theirs.close()
-                active[ours] = (number, slot, process)
             for number, slot, news in _news(active):
                 if isinstance(news, Ended | Failed):
                     free.append(slot)
@@ -140,7 +142,7 @@ def train_in_one(jobs: Sequence[Job], datasets: Sequence[StoredDataset]) -> Gene
     if jobs[0].stage_1 is None:
         runs = [(job.config, dataset) for job, dataset in zip(jobs, datasets, strict=True)]
         yield from told(everyone, together.train_poe_together(runs, how))
-        how = How("auto", how.force)
+        how = How("auto" if how.resume == "must" else how.resume, how.force)
     if jobs[0].distill:
         left = [number for number in everyone if number not in failed]
         taught = [
@@ -177,8 +179,14 @@ def _news(active: dict[Connection, tuple[int, int, BaseProcess]]) -> Iterator[tu
 
 
 def _work(job: Job, out: Connection) -> None:
-    """Train one run in a process of its own."""
+    """Train one run in a process of its own, which ends when nobody listens any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one passes it on
+    stopping.stop_with_parent()
+    with suppress(BrokenPipeError):
+        _tell(job, out)
+
+
+def _tell(job: Job, out: Connection) -> None:
     try:
         with stopping.listening((*stopping.ALWAYS, *job.config.stop_signals)):
             for event in job.events(open_dataset(job.dataset_path)):
@@ -188,6 +196,8 @@ def _work(job: Job, out: Connection) -> None:
         out.send(Ended(stop.number))
     except UserError as error:
         out.send(Failed(error.what, error.fix, error.exit_code))
+    except BrokenPipeError:
+        raise
     except OSError as error:
         told = of_system(error)
         out.send(Failed(told.what, told.fix, told.exit_code))

@@ -19,6 +19,7 @@ from denetdm_cli.errors import (
     DataError,
     DownloadError,
     NumericError,
+    RankError,
     StorageError,
 )
 
@@ -58,7 +59,9 @@ def test_the_readme_has_commands() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", [ConfigError, DataError, CheckpointError, DownloadError, NumericError, StorageError])
+@pytest.mark.parametrize(
+    "kind", [ConfigError, DataError, CheckpointError, DownloadError, NumericError, RankError, StorageError]
+)
 def test_exit_codes_are_in_the_readme(kind: type) -> None:
     assert re.search(rf"^\| {kind.exit_code} \| ", README, flags=re.MULTILINE)  # type: ignore[attr-defined]
 

@@ -222,6 +222,8 @@ def _unpack(member: _Member, folder: Path) -> int:
         path.mkdir(parents=True, exist_ok=True)
         return 0
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        raise EOFError(f"{shown(member.name)} is in it twice")
     written = 0
     stream = member.open()
     if stream is None:

@@ -59,7 +59,9 @@ def list_folder(source: Path, config: FolderConfig) -> Listing:
     classes = _values("classes", (row.label for row in rows), source)
     biases = _values("bias values", (row.bias for row in rows if row.bias is not None), source)
     if len(classes) == 1:
-        raise DataError(f"{source} has one class only: {shown(classes[0])}.", _FIX_FOLDERS)
+        beside = sorted(root.glob("*.csv")) if source.is_dir() else []
+        tables = f" Beside the images lies {shown(beside[0].name)}: to use it, give that file." if beside else ""
+        raise DataError(f"{source} has one class only: {shown(classes[0])}.{tables}", _FIX_FOLDERS)
     splits: dict[str, list[Item]] = {name: [] for name in ("train", "valid", "test")}
     numbers = {name: number for number, name in enumerate(classes)}
     bias_numbers = {name: number for number, name in enumerate(biases)}
@@ -129,6 +131,13 @@ def _folders(folder: Path) -> list[Path]:
     return [path for path in entries(folder) if path.is_dir()]
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that no file can have
+        return False
+
+
 def _read_table(file: Path) -> tuple[Path, list[_Row], list[str]]:
     table = read_table(file, ["path", "label"], ["bias", "split"])
     _require(file, "no path", (f"line {line}" for line, row in table if not row[0]))
@@ -144,7 +153,7 @@ def _read_table(file: Path) -> tuple[Path, list[_Row], list[str]]:
     wrong = (f"line {line}: {row[3]}" for line, row in table if row[3] and row[3].lower() not in _SPLITS)
     _require(file, "split is not train, valid (or val) or test", wrong)
     paths = [Path(os.path.normpath(file.parent / row[0])) for _, row in table]
-    missing = (f"line {line}: {row[0]}" for (line, row), path in zip(table, paths, strict=True) if not path.is_file())
+    missing = (f"line {line}: {row[0]}" for (line, row), path in zip(table, paths, strict=True) if not _is_file(path))
     _require(file, "no such file", missing)
     first: dict[Path, int] = {}
     _require(
@@ -152,7 +161,7 @@ def _read_table(file: Path) -> tuple[Path, list[_Row], list[str]]:
         "an image has a second row",
         (
             f"line {line}: {row[0]}, as line {first[path]}"
-            for (line, row), path in zip(table, paths, strict=True)
+            for (line, row), path in zip(table, map(Path.resolve, paths), strict=True)  # links to one image are one
             if first.setdefault(path, line) != line
         ),
     )

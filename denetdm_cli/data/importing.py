@@ -33,7 +33,8 @@ _MAX_PIXELS = 89_478_485  # Pillow's own limit, beyond which it warns of a decom
 _BLOCK_BYTES = 1 << 25
 _BLOCK_IMAGES = 256
 _AHEAD = 4
-_SHOWN = 20
+_SHOWN = 1000
+"""Images that cannot be read of which each is named; more of them end an import that they would stop anyway."""
 _FIX_IMAGES = "Replace these images or take them out of the source."
 
 
@@ -144,6 +145,7 @@ def pack(
             futures = ((item, pool.submit(read, item.path)) for item in items)
             with writer.split(name) as out:
                 _write_split(name, _in_order(futures, workers * _AHEAD), out, left_out, reporter)
+        left_out.check()
         left_out.report(reporter)
         added: dict[str, Scalar] = {
             "source_fingerprint": listing.fingerprint(),
@@ -168,6 +170,7 @@ class _LeftOut:
     listing: Listing
     share: float
     reasons: dict[str, str] = field(default_factory=dict)
+    classes: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def too_many(self) -> bool:
@@ -178,7 +181,7 @@ class _LeftOut:
         return sum(len(items) for items in self.listing.splits.values())
 
     def add(self, item: Item, reason: str) -> None:
-        """Note one; too many end the import, but not before there are enough to show."""
+        """Note one; too many end the import, but not before it is known which they are."""
         self.reasons[self.listing.short(item)] = reason
         if self.too_many and len(self.reasons) >= _SHOWN:
             self.refuse()
@@ -187,22 +190,23 @@ class _LeftOut:
         """End the import."""
         first = "\n".join(f"  {shown(str(self.listing.root))}/{name}: {reason}" for name, reason in self._first())
         raise DataError(
-            f"{self.listing.root}: at least {len(self.reasons)} of {self.total:,} images cannot be read, and no more "
+            f"{self.listing.root}: {len(self.reasons):,} of {self.total:,} images cannot be read, and no more "
             f"than {self.share:.1%} may be left out:\n{first}",
             _FIX_IMAGES,
         )
 
-    def check(self, split: str, kept: Counter[int]) -> None:
-        """Refuse a split that lost too many images, or all of a class."""
-        if self.too_many:
-            self.refuse()
+    def count(self, split: str, kept: Counter[int]) -> None:
+        """Note the classes of a split of which no image is left."""
         lost = sorted({item.target for item in self.listing.splits[split]} - set(kept))
         if lost:
-            refuse(
-                f"{self.listing.root}: no image can be read of some classes in split {split}",
-                (self.listing.class_names[target] for target in lost),
-                _FIX_IMAGES,
-            )
+            self.classes[split] = [self.listing.class_names[target] for target in lost]
+
+    def check(self) -> None:
+        """End the import if too many images were lost, or all of a class; all splits are read."""
+        if self.too_many:
+            self.refuse()
+        for split, names in self.classes.items():
+            refuse(f"{self.listing.root}: no image can be read of some classes in split {split}", names, _FIX_IMAGES)
 
     def report(self, reporter: Reporter) -> None:
         """Name the first ones."""
@@ -268,7 +272,9 @@ def _write_split(
             _add(out, images, items, left_out.listing)
             images, items = [], []
             reporter.advance(f"{name}: reading images", done, total)
-    left_out.check(name, kept)
+    left_out.count(name, kept)
+    if not kept:
+        left_out.check()
 
 
 def _add(out: SplitWriter, images: list[NDArray[np.uint8]], items: list[Item], listing: Listing) -> None:

@@ -28,7 +28,7 @@ def build_branch(
     if isinstance(config, MlpConfig):
         return MLP(channels * height * width, config.depth, config.width)
     if isinstance(config, CnnConfig):
-        return CNN(config.depth, config.width, image_shape, key)
+        return CNN(config.depth, config.width, image_shape)
     if isinstance(config, CifarResnetConfig):
         return CifarResNet(channels, config.depth)
     return build_torchvision(config, image_shape, key, start_weights=start_weights)

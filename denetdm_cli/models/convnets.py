@@ -3,8 +3,6 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from denetdm_cli.errors import ConfigError
-
 _LAYERS: dict[int, tuple[tuple[int, int, str], ...]] = {
     3: ((32, 5, "bn relu pool"), (64, 5, "bn relu pool"), (0, 5, "bn relu")),
     4: ((64, 7, "bn relu pool"), (128, 3, "bn relu pool"), (512, 3, "pool bn relu"), (0, 3, "bn relu")),
@@ -17,22 +15,24 @@ class CNN(nn.Sequential):
 
     Convolutions without padding, batch normalisation, ReLU and max-pooling by 2; in the third of four layers the
     pooling comes before the normalisation, as published. What is left of the image is averaged; 32x32 pixels leave the
-    three layers as one, as published.
+    three layers as one, as published. Images too small to leave anything (below 32x32, or 42x42 for four layers) get a
+    margin of zeros that makes them just large enough.
 
     Args:
         depth: 3 or 4.
         width: filters of the last layer.
         image_shape: (C, H, W).
-        key: of the branch in the configuration, for messages.
-    Raises:
-        ConfigError: the images are too small.
     """
 
-    def __init__(self, depth: int, width: int, image_shape: tuple[int, int, int], key: str) -> None:
+    def __init__(self, depth: int, width: int, image_shape: tuple[int, int, int]) -> None:
         super().__init__()
         self.out_features = width
         channels, rows, columns = image_shape
-        _require_size(depth, rows, columns, key)
+        missing_rows, missing_columns = (max(0, _least_size(depth) - size) for size in (rows, columns))
+        if missing_rows or missing_columns:
+            left, above = missing_columns // 2, missing_rows // 2
+            self.add_module("margin", nn.ZeroPad2d((left, missing_columns - left, above, missing_rows - above)))
+            rows, columns = rows + missing_rows, columns + missing_columns
         for number, (filters, kernel, steps) in enumerate(_LAYERS[depth], start=1):
             filters = filters or width
             self.add_module(f"conv{number}", nn.Conv2d(channels, filters, kernel))
@@ -110,13 +110,9 @@ def _conv3x3(planes_in: int, planes: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(planes_in, planes, 3, stride=stride, padding=1, bias=False)
 
 
-def _require_size(depth: int, rows: int, columns: int, key: str) -> None:
+def _least_size(depth: int) -> int:
+    """Pixels a side of the smallest images that leave something of themselves after all layers."""
     needed = 1
     for _, kernel, steps in reversed(_LAYERS[depth]):
         needed = needed * (2 if "pool" in steps else 1) + kernel - 1
-    if min(rows, columns) < needed:
-        raise ConfigError(
-            f"{key}: a cnn of depth {depth} needs images of at least {needed}x{needed} pixels, "
-            f"but these have {columns}x{rows}",
-            f"Use larger images, or another network: --set {key}.name=... (mlp and cifar_resnet take any size).",
-        )
+    return needed

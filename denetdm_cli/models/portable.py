@@ -146,6 +146,8 @@ def _call(module: nn.Module) -> str:
         arguments = [module.in_features, module.out_features]
     elif isinstance(module, nn.BatchNorm2d):
         arguments = [module.num_features]
+    elif isinstance(module, nn.ZeroPad2d):
+        arguments = [module.padding]
     elif isinstance(module, nn.MaxPool2d):
         arguments = [module.kernel_size]
     elif isinstance(module, nn.AdaptiveAvgPool2d):

@@ -5,7 +5,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from denetdm_cli.errors import ConfigError
 from denetdm_cli.models.convnets import CNN, CifarResNet
 
 
@@ -38,7 +37,7 @@ def test_a_cnn_is_the_published_one_bit_for_bit(
     depth: int, width: int, size: int, published: type, parameters: int
 ) -> None:
     torch.manual_seed(0)
-    ours = CNN(depth, width, (3, size, size), "model.shallow")
+    ours = CNN(depth, width, (3, size, size))
     torch.manual_seed(0)
     theirs = published()
     assert _parameters(ours) == _parameters(theirs) == parameters
@@ -54,8 +53,8 @@ def test_a_cnn_is_the_published_one_bit_for_bit(
 
 
 def test_32_pixels_leave_the_three_layers_as_one_without_pooling() -> None:
-    assert not any(isinstance(module, nn.AdaptiveAvgPool2d) for module in CNN(3, 64, (3, 32, 32), "model.shallow"))
-    larger = CNN(3, 8, (3, 48, 40), "model.shallow").eval()
+    assert not any(isinstance(module, nn.AdaptiveAvgPool2d) for module in CNN(3, 64, (3, 32, 32)))
+    larger = CNN(3, 8, (3, 48, 40)).eval()
     layers = nn.Sequential(*list(larger)[:-2])
     x = torch.rand(2, 3, 48, 40)
     assert layers(x).shape == (2, 8, 5, 3)
@@ -63,17 +62,14 @@ def test_32_pixels_leave_the_three_layers_as_one_without_pooling() -> None:
 
 
 @pytest.mark.parametrize(("depth", "least"), [(3, 32), (4, 42)])
-def test_images_too_small_for_a_cnn_are_refused_with_the_least_size(depth: int, least: int) -> None:
-    cnn = CNN(depth, 4, (3, least, least), "model.shallow").eval()
-    assert cnn(torch.rand(2, 3, least, least)).shape == (2, 4)
-    for size in ((least - 1, 224), (224, least - 1)):
-        with pytest.raises(ConfigError) as error:
-            CNN(depth, 4, (3, *size), "model.deep")
-        assert error.value.what == (
-            f"model.deep: a cnn of depth {depth} needs images of at least {least}x{least} pixels, "
-            f"but these have {size[1]}x{size[0]}"
-        )
-        assert "--set model.deep.name=" in error.value.fix
+def test_smaller_images_get_a_margin_of_zeros(depth: int, least: int) -> None:
+    whole = CNN(depth, 4, (3, least, least)).eval()
+    assert not any(isinstance(module, nn.ZeroPad2d) for module in whole)
+    small = CNN(depth, 4, (3, least - 3, least)).eval()
+    small.load_state_dict(whole.state_dict())
+    x = torch.rand(2, 3, least - 3, least)
+    torch.testing.assert_close(small(x), whole(nn.functional.pad(x, (0, 0, 1, 2))))
+    assert CNN(depth, 4, (3, 8, 8)).eval()(torch.rand(2, 3, 8, 8)).shape == (2, 4)
 
 
 def _published_resnet(x: Tensor, state: dict[str, Tensor], blocks: int) -> Tensor:

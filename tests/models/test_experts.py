@@ -165,8 +165,8 @@ def test_branches_of_different_widths_are_refused_in_the_configuration_and_when_
 
 def test_a_branch_that_cannot_take_the_images_is_named() -> None:
     config = corrupted_cifar10()
-    with pytest.raises(ConfigError, match=r"model\.shallow: a cnn of depth 3 .* 32x32 pixels, but these have 28x28"):
-        ProductOfExperts(config, (3, 28, 28), 10, seed=0)
-    swapped = config.model_copy(update={"deep": config.shallow})
+    alexnet = TorchvisionConfig(name="alexnet", weights=None, width=64)
+    with pytest.raises(ConfigError, match=r"model\.shallow: alexnet cannot take images of 28x28 pixels"):
+        ProductOfExperts(config.model_copy(update={"shallow": alexnet}), (3, 28, 28), 10, seed=0)
     with pytest.raises(ConfigError, match=r"model\.deep: "):
-        TargetModel(swapped, (3, 28, 28), 10, seed=0)
+        TargetModel(config.model_copy(update={"deep": alexnet}), (3, 28, 28), 10, seed=0)
