@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_support import EPOCHS, NAME, Outcome, call, child, contents, good, plain, refused
+from cli_support import EPOCHS, NAME, STAMP, Outcome, call, child, contents, good, plain, refused
 from run_folders import finished
 
 from denetdm_cli.files import folder_lock
@@ -97,11 +97,18 @@ class TestStatus:
         lines = good("status", "runs", relative).out.splitlines()[2:]
         assert [line.split()[0] for line in lines] == [str(relative)] * 2
 
+    def test_quiet_leaves_the_table(self, tmp_path: Path) -> None:
+        finished(tmp_path / "runs", 0, 0.5)
+        outcome = good("status", "--quiet")
+        assert outcome.out == good("status").out
+        assert outcome.err == ""
+
     def test_nothing_there(self, tmp_path: Path) -> None:
         refused(4, call("status"), "runs does not exist")
         (tmp_path / "runs").mkdir()
-        outcome = good("status")
-        assert (outcome.out, outcome.err) == ("", "no run in runs\n")
+        for words in ((), ("--quiet",)):
+            outcome = good("status", *words)
+            assert (outcome.out, outcome.err) == ("", "no run in runs\n")
         assert json.loads(good("status", "--json").out) == {"stages": []}
 
 
@@ -182,10 +189,21 @@ class TestReport:
         assert [each["seed"] for each in document["groups"][0]["runs"]] == [0]
         assert [each["path"] for each in document["left_out"]] == [str(stopped), str(damaged)]
         first, second = outcome.err.splitlines()
-        assert first.startswith(f"left out: {stopped.relative_to(tmp_path)} (resume.safetensors is missing")
-        assert second.startswith(f"left out: {damaged.relative_to(tmp_path)} (")
+        assert first.startswith(f"warning: left out: {stopped.relative_to(tmp_path)} (resume.safetensors is missing")
+        assert second.startswith(f"warning: left out: {damaged.relative_to(tmp_path)} (")
         with folder_lock(stopped):
             assert f"{stopped.relative_to(tmp_path)} (running, epoch 2 of 100)" in good("report", "runs").err
+
+    def test_the_log_is_stamped_and_plain_and_quiet_keeps_warnings(self, tmp_path: Path) -> None:
+        runs = tmp_path / "a\x1b[31m\nerror: forged"
+        finished(runs, 0, 0.5)
+        (finished(runs, 1, 0.5) / "results.json").unlink()
+        outcome = good("report", runs, "--plots", "plots")
+        assert all(STAMP.match(line) for line in outcome.log.splitlines())
+        assert plain(outcome.log)
+        assert [line.split(":")[0] for line in outcome.err.splitlines()] == ["warning", "pictures"]
+        (line,) = good("report", runs, "--plots", "plots", "--quiet").err.splitlines()
+        assert line.startswith("warning: left out: ")
 
     def test_nothing_finished(self, tmp_path: Path) -> None:
         (finished(tmp_path / "runs", 0, 0.5) / "results.json").unlink()
