@@ -9,6 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from denetdm_cli import summaries
 from denetdm_cli.errors import CheckpointError, ConfigError
 from denetdm_cli.files import atomic_file
 from denetdm_cli.paper_figures import RATIOS, TABLE_1
@@ -132,7 +133,7 @@ def _records(run: FinishedStage) -> list[EpochRecord]:
     return records
 
 
-def _series(records: Iterable[EpochRecord], predictor: str, metric: str) -> list[float]:
+def _series(records: Iterable[EpochRecord], predictor: str, metric: summaries.Figure) -> list[float]:
     values = [accuracy_of(record.evaluation, predictor, metric) for record in records]
     return [float("nan") if value is None else 100 * value for value in values]
 

@@ -97,6 +97,19 @@ class TestStatus:
         lines = good("status", "runs", relative).out.splitlines()[2:]
         assert [line.split()[0] for line in lines] == [str(relative)] * 2
 
+    def test_a_problem_of_several_lines_and_a_name_with_control_characters(self, tmp_path: Path) -> None:
+        runs = tmp_path / "a\x1b[31m\nb"
+        stage = finished(runs, 0, 0.5)
+        (stage / "results.json").unlink()
+        text = (stage / "config.yaml").read_text()
+        (stage / "config.yaml").write_text(text.replace("seed:", "seeds:").replace("device:", "devices:"))
+        out = good("status", runs.parent).out
+        assert plain(out)
+        assert "\N{REPLACEMENT CHARACTER}" not in out
+        assert r"a\x1b[31m\nb" in out
+        (note,) = [line for line in out.splitlines() if "devices: " in line]
+        assert "; seeds: " in note
+
     def test_quiet_leaves_the_table(self, tmp_path: Path) -> None:
         finished(tmp_path / "runs", 0, 0.5)
         outcome = good("status", "--quiet")
@@ -151,6 +164,10 @@ class TestReport:
         assert " ".join(row.split()) == f"1 % target unbiased 0-2 3 {figures}"
         assert "sample standard deviation (n - 1)" in outcome.out
         assert "* SELECTED ON TEST DATA" in outcome.out
+        part = "measured on the evaluation split without the tenth that rule valid picks on"
+        assert f"Rule valid: {part}; the others on all of it." in outcome.out
+        finished(tmp_path / "from-valid", 0, 0.5, teacher="valid")
+        assert f"Rule last, valid, paper: {part}." in good("report", "from-valid").out
         assert "preset" not in outcome.out
 
     def test_other_settings_are_marked(self, tmp_path: Path) -> None:
@@ -177,6 +194,9 @@ class TestReport:
         assert float(row["mean"]) == pytest.approx(52)
         assert (row["std"], row["n"], row["seeds"]) == ("", "1", "0")
         assert (row["paper_mean"], row["selected_on_test_data"]) == ("85.22", "true")
+        assert {row["rule"]: row["reported_on"] for row in rows} == {
+            "last": "evaluation", "valid": "test", "paper": "evaluation",
+        }  # fmt: skip
         assert float(row["difference"]) == pytest.approx(52 - 85.22)
 
     def test_unfinished_and_damaged_runs_are_left_out_and_named(self, tmp_path: Path) -> None:
