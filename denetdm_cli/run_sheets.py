@@ -193,7 +193,7 @@ def _notes(groups: Sequence[Group], compared: bool) -> list[str]:
     if on_part:
         others = "; the others on all of it." if len(on_part) < len(measured) else "."
         notes.append(
-            f"Rule {', '.join(on_part)}: measured on the evaluation split without the tenth that rule valid picks on"
+            f"Rule {', '.join(on_part)}: measured on the evaluation split without the images that rule valid picks on"
             + others
         )
     if settings:

@@ -164,7 +164,7 @@ class TestReport:
         assert " ".join(row.split()) == f"1 % target unbiased 0-2 3 {figures}"
         assert "sample standard deviation (n - 1)" in outcome.out
         assert "* SELECTED ON TEST DATA" in outcome.out
-        part = "measured on the evaluation split without the tenth that rule valid picks on"
+        part = "measured on the evaluation split without the images that rule valid picks on"
         assert f"Rule valid: {part}; the others on all of it." in outcome.out
         finished(tmp_path / "from-valid", 0, 0.5, teacher="valid")
         assert f"Rule last, valid, paper: {part}." in good("report", "from-valid").out
