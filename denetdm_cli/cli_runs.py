@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from denetdm_cli import logs
 from denetdm_cli.errors import CheckpointError
 
 
@@ -34,7 +35,7 @@ def status(
     elif found:
         typer.echo(sheets.as_text(run_sheets.status_sheet(found, names)), nl=False)
     states = Counter(each.state for each in found)
-    typer.echo(", ".join(f"{count} {state}" for state, count in states.items()) or _nothing_in(given), err=True)
+    logs.say(", ".join(f"{count} {state}" for state, count in states.items()) or _nothing_in(given), always=not found)
 
 
 def report(
@@ -56,16 +57,15 @@ def report(
         drawing.require_matplotlib()
     found = _summaries(runs)
     left_out = [each for each in found if each.results is None]
-    for each in left_out:
-        typer.echo(f"left out: {each.folder} ({each.problem or _how_far(each)})", err=True)
+    logs.show_warnings([f"left out: {each.folder} ({each.problem or _how_far(each)})" for each in left_out])
     finished = [FinishedStage(each.folder, each.results) for each in found if each.results is not None]
     if not finished:
         raise CheckpointError(
             f"{_nothing_in(runs)} that is finished", "See how far they are with denetdm status, or name other folders."
         )
-    groups = gather(finished, _tell)
+    groups = gather(finished, logs.say)
     if plots is not None:
-        _tell(f"pictures: {sum(1 for _ in drawing.draw(groups, plots))} files in {plots}")
+        logs.say(f"pictures: {sum(1 for _ in drawing.draw(groups, plots))} files in {plots}")
     if layout == "json":
         typer.echo(json.dumps(run_sheets.report_document(groups, left_out), indent=2))
     elif layout == "csv":
@@ -82,8 +82,7 @@ def _summaries(given: list[Path]) -> list[Any]:
     folders: dict[Path, Path] = {}
     for path in given:
         found, unread = find_stages(path)
-        for error in unread:
-            _tell(f"cannot look into {error.filename}: {error.strerror}")
+        logs.show_warnings([f"cannot look into {error.filename}: {error.strerror}" for error in unread])
         for folder in found:
             folders.setdefault(folder.resolve(), folder)
     return [summarise(folder) for folder in folders.values()]
@@ -95,7 +94,3 @@ def _how_far(each: Any) -> str:
 
 def _nothing_in(given: list[Path]) -> str:
     return f"no run in {', '.join(map(str, given))}"
-
-
-def _tell(line: str) -> None:
-    typer.echo(line, err=True)

@@ -9,8 +9,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from denetdm_cli import summaries
 from denetdm_cli.errors import CheckpointError, ConfigError
 from denetdm_cli.files import atomic_file
+from denetdm_cli.logs import shown
 from denetdm_cli.paper_figures import RATIOS, TABLE_1
 from denetdm_cli.reporting import Cell, FinishedStage, Group
 from denetdm_cli.schema import SELECTION_RULES, SelectionRule
@@ -37,6 +39,7 @@ _STYLE: dict[str, Any] = {
     "axes.spines.right": False,
     "legend.frameon": False,
     "legend.fontsize": 7,
+    "text.parse_math": False,  # a $ in a name is a $
     "savefig.dpi": 300,
     "svg.hashsalt": "denetdm",  # or else the marks of an SVG file have names drawn by chance
 }
@@ -64,9 +67,15 @@ def draw(groups: Sequence[Group], folder: Path) -> Iterator[Path]:
 
     Raises:
         CheckpointError: metrics.jsonl of a finished run is missing or damaged.
+        ConfigError: there is something else in the place of the folder.
     """
     from matplotlib import style
 
+    for place in (folder, *folder.parents):
+        if place.exists() and not place.is_dir():
+            raise ConfigError(
+                f"--plots {folder}: {place} is no folder", "Give a folder, or the name of one to be made."
+            )
     with style.context(["default", _STYLE]):  # whatever the user's own matplotlibrc says
         for group in groups:
             yield from _save(_by_epoch(group), folder, f"{_name(group)}-epochs")
@@ -94,7 +103,7 @@ def _by_epoch(group: Group) -> "Figure":
 
     runs = [_records(run) for run in group.runs]
     epochs = [record.epoch for record in runs[0]]
-    metrics = [metric for metric in group.main_metrics if metric in ("conflicting", "aligned")] or group.main_metrics
+    metrics = group.main_metrics
     figure = Figure(figsize=(_COLUMN, 0.8 + 1.5 * len(metrics)))
     panels = figure.subplots(len(metrics), sharex=True, squeeze=False)[:, 0]
     for axes, metric in zip(panels, metrics, strict=True):
@@ -111,7 +120,7 @@ def _by_epoch(group: Group) -> "Figure":
     panels[-1].set_xlabel("epoch")
     panels[-1].set_xlim(epochs[0], max(epochs[-1], epochs[0] + 1))
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    panels[0].set_title(_title(group, "mean and range of " + _seeds([group])))
+    panels[0].set_title(_title(group, _over([group], "mean and range")))
     return figure
 
 
@@ -132,7 +141,7 @@ def _records(run: FinishedStage) -> list[EpochRecord]:
     return records
 
 
-def _series(records: Iterable[EpochRecord], predictor: str, metric: str) -> list[float]:
+def _series(records: Iterable[EpochRecord], predictor: str, metric: summaries.Figure) -> list[float]:
     values = [accuracy_of(record.evaluation, predictor, metric) for record in records]
     return [float("nan") if value is None else 100 * value for value in values]
 
@@ -160,7 +169,7 @@ def _by_ratio(groups: Sequence[Group]) -> "Figure":
     axes.set_xlabel("conflict ratio of the training images (%)")
     axes.set_ylabel(_axis(metric))
     figure.legend(loc="outside lower center", ncols=2)
-    axes.set_title(_title(groups[0], "mean and standard deviation of " + _seeds(groups), ratio=False))
+    axes.set_title(_title(groups[0], _over(groups, "mean and standard deviation"), ratio=False))
     return figure
 
 
@@ -213,8 +222,8 @@ def _group_matrix(group: Group, predictor: str) -> "Figure | None":
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="cividis", vmin=0, vmax=100, aspect="auto")
     figure.colorbar(image, ax=axes, label="accuracy (%)", pad=0.02)
-    axes.set_xticks(range(len(shares[0])), data.bias_names, rotation=90)
-    axes.set_yticks(range(len(shares)), data.class_names)
+    axes.set_xticks(range(len(shares[0])), [*map(shown, data.bias_names)], rotation=90)
+    axes.set_yticks(range(len(shares)), [*map(shown, data.class_names)])
     axes.set_xlabel("bias value")
     axes.set_ylabel("target class")
     if max(len(shares), len(shares[0])) <= _MOST_NUMBERED:
@@ -222,7 +231,7 @@ def _group_matrix(group: Group, predictor: str) -> "Figure | None":
             for x, share in enumerate(row):
                 text = f"{share:.0f}" if share == share else "-"
                 axes.text(x, y, text, ha="center", va="center", size=6, color="w" if share < 50 else "k")
-    axes.set_title(_title(group, f"{predictor}, rule {rule}, mean of {_seeds([group])}"))
+    axes.set_title(_title(group, f"{predictor}, rule {rule}, " + _over([group], "mean")))
     return figure
 
 
@@ -230,20 +239,21 @@ def _axis(metric: str) -> str:
     return f"{metric.replace('_', ' ')}{'' if metric == 'accuracy' else ' accuracy'} (%)"
 
 
-def _seeds(groups: Sequence[Group]) -> str:
+def _over(groups: Sequence[Group], what: str) -> str:
+    """What is shown of how many seeds; of one there is nothing but its figure."""
     counts = sorted({len(group.runs) for group in groups})
     several = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    return f"{several} seed{'' if counts[-1] == 1 else 's'}"
+    return "1 seed" if counts[-1] == 1 else f"{what} of {several} seeds"
 
 
 def _title(group: Group, what: str, *, ratio: bool = True) -> str:
-    name = group.dataset
+    name = f"{group.dataset}, stage {2 if group.stage == 'distill' else 1}"
     if ratio and group.ratio is not None:
         name += f", {100 * group.ratio:g} % conflicting"
     if group.teacher not in (None, "last"):
         name += f", teacher {group.teacher}"
     settings = ", ".join(f"{setting.key}={setting.value}" for setting in group.settings)
-    return "\n".join([name, what, *textwrap.wrap(settings, 52)])
+    return "\n".join([*textwrap.wrap(shown(name), 52), what, *textwrap.wrap(shown(settings), 52)])
 
 
 def _name(group: Group, *, ratio: bool = True) -> str:

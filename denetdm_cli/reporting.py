@@ -12,7 +12,7 @@ from denetdm_cli.errors import ConfigError
 from denetdm_cli.paper_figures import Published, published
 from denetdm_cli.presets import preset_names
 from denetdm_cli.schema import PLACE, SELECTION_RULES, SelectionRule
-from denetdm_cli.summaries import FIGURES, Results, accuracy_of
+from denetdm_cli.summaries import FIGURES, Figure, Results, accuracy_of
 
 _NOT_A_METHOD = (
     "seed", *PLACE,
@@ -46,14 +46,16 @@ class Cell:
         metric: which accuracy.
         rule: the selection rule that picked the epochs.
         on_test_data: whether they, or their teachers', were picked by the images that are reported on.
+        reported_on: the part of the evaluation split that it was measured on.
         values: of the runs of the group in turn, in %.
         paper: what the paper reports, in %.
     """
 
     predictor: str
-    metric: str
+    metric: Figure
     rule: SelectionRule
     on_test_data: bool
+    reported_on: str
     values: tuple[float, ...]
     paper: Published | None
 
@@ -99,12 +101,12 @@ class Group:
         return [run.results.seed for run in self.runs]
 
     @property
-    def reported_metric(self) -> str:
+    def reported_metric(self) -> Figure:
         """What the literature reports for the data set."""
         return self.runs[0].results.reported_metric
 
     @cached_property
-    def cells(self) -> dict[tuple[str, str, SelectionRule], Cell]:
+    def cells(self) -> dict[tuple[str, Figure, SelectionRule], Cell]:
         """Every figure that all runs have, by predictor, metric and rule."""
         found = {}
         for rule in SELECTION_RULES:
@@ -119,6 +121,7 @@ class Group:
                             metric,
                             rule,
                             kept[0].selected_on_test_data,
+                            kept[0].reported_on,
                             known,
                             published(self.dataset, self.ratio, predictor, metric),
                         )
@@ -130,10 +133,10 @@ class Group:
         return list(dict.fromkeys(predictor for predictor, _, _ in self.cells))
 
     @property
-    def main_metrics(self) -> list[str]:
+    def main_metrics(self) -> list[Figure]:
         """Those that tell bias from signal, after the one to report; by class alone where there are no bias labels."""
         known = {metric for _, metric, _ in self.cells}
-        wanted = ["conflicting", "aligned"] if "conflicting" in known else ["accuracy", "worst_class"]
+        wanted: list[Figure] = ["conflicting", "aligned"] if "conflicting" in known else ["accuracy", "worst_class"]
         reported = [self.reported_metric] if self.stage == "distill" else []
         return [metric for metric in dict.fromkeys(reported + wanted) if metric in known]
 
@@ -150,7 +153,7 @@ def gather(runs: Iterable[FinishedStage], tell: Callable[[str], None]) -> list[G
     together: dict[tuple[Any, ...], list[FinishedStage]] = {}
     settings: dict[tuple[Any, ...], tuple[Setting, ...]] = {}
     for run in runs:
-        dataset = run.results.config.get("dataset", {})
+        dataset = run.results.config["dataset"]
         differing = _settings(run.results)
         teacher = run.results.rules["last"].teacher_rule
         key = (_dataset_name(dataset), dataset.get("ratio"), run.results.stage, teacher, repr(differing))
@@ -167,15 +170,15 @@ def gather(runs: Iterable[FinishedStage], tell: Callable[[str], None]) -> list[G
 
 def _dataset_name(dataset: dict[str, Any]) -> str:
     """What a data set is called whatever its conflict ratio; `type` 1 of Corrupted CIFAR-10 is another one."""
-    if dataset.get("name") == "folder":
+    if dataset["name"] == "folder":
         return str(dataset.get("folder"))
     kind = f" type {dataset['type']}" if dataset.get("type") else ""
-    return f"{dataset.get('name')}{kind}"
+    return f"{dataset['name']}{kind}"
 
 
 def _settings(results: Results) -> tuple[Setting, ...]:
     """What of a run's configuration is not as in the preset; keys that its version did not have yet are as there."""
-    preset = _preset(str(results.config.get("dataset", {}).get("name")))
+    preset = _preset(results.config["dataset"]["name"])
     left_out = _NOT_OF_STAGE_1 if results.stage == "train-poe" else ()
     found = []
     for key, value in configuration.leaves(results.config):

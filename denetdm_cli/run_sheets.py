@@ -9,11 +9,11 @@ from typing import Any
 from denetdm_cli.reporting import Cell, Group, Setting
 from denetdm_cli.schema import SELECTION_RULES
 from denetdm_cli.sheets import Sheet, duration
-from denetdm_cli.summaries import StageSummary
+from denetdm_cli.summaries import Figure, StageSummary
 
 CSV_COLUMNS = (
     "dataset", "conflict_ratio", "stage", "teacher_rule", "differing_settings", "predictor", "metric", "rule",
-    "selected_on_test_data", "n", "seeds", "mean", "std", "paper_mean", "paper_std", "difference",
+    "selected_on_test_data", "reported_on", "n", "seeds", "mean", "std", "paper_mean", "paper_std", "difference",
 )  # fmt: skip
 
 _TEST_DATA = "*"
@@ -34,7 +34,7 @@ def status_sheet(summaries: Sequence[StageSummary], names: Sequence[str]) -> She
         )
         for name, each in zip(names, summaries, strict=True)
     ]
-    notes = [f"{each.folder}: {each.problem}" for each in summaries if each.problem]
+    notes = [f"{each.folder}: {_one_line(each.problem)}" for each in summaries if each.problem]
     columns = ("run", "stage", "state", "epoch", "left", "written", "accuracy in %")
     return Sheet("", columns, rows, left=len(columns), notes=notes)
 
@@ -77,6 +77,7 @@ def report_rows(groups: Sequence[Group]) -> list[tuple[object, ...]]:
             cell.metric,
             cell.rule,
             str(cell.on_test_data).lower(),
+            cell.reported_on,
             len(cell.values),
             " ".join(map(str, group.seeds)),
             cell.mean,
@@ -129,6 +130,7 @@ def _figure(cell: Cell) -> dict[str, Any]:
         "metric": cell.metric,
         "rule": cell.rule,
         "selected_on_test_data": cell.on_test_data,
+        "reported_on": cell.reported_on,
         "n": len(cell.values),
         "values": list(cell.values),
         "mean": cell.mean,
@@ -155,7 +157,7 @@ def _report_sheet(groups: Sequence[Group]) -> Sheet:
     return Sheet(_title(groups[0]), columns, rows, left=4, notes=_notes(groups, compared))
 
 
-def _report_row(group: Group, predictor: str, metric: str, compared: bool) -> list[str]:
+def _report_row(group: Group, predictor: str, metric: Figure, compared: bool) -> list[str]:
     row = [
         "-" if group.ratio is None else f"{100 * group.ratio:g} %",
         predictor,
@@ -186,6 +188,14 @@ def _notes(groups: Sequence[Group], compared: bool) -> list[str]:
     notes = [_DEVIATION + (", of the published figures over 5; diff. is in percentage points." if compared else ".")]
     if any(cell.on_test_data for group in groups for cell in group.cells.values()):
         notes.append(f"{_TEST_DATA} SELECTED ON TEST DATA, as by the official code.")
+    measured = {rule: cell.reported_on for group in groups for (_, _, rule), cell in group.cells.items()}
+    on_part = [rule for rule in SELECTION_RULES if measured.get(rule) == "test"]
+    if on_part:
+        others = "; the others on all of it." if len(on_part) < len(measured) else "."
+        notes.append(
+            f"Rule {', '.join(on_part)}: measured on the evaluation split without the images that rule valid picks on"
+            + others
+        )
     if settings:
         notes.append(f"NOT the settings of the preset: {'; '.join(map(_setting, settings))}.")
     return notes
@@ -197,6 +207,12 @@ def _setting(setting: Setting) -> str:
 
 def _mean(mean: float, std: float | None) -> str:
     return f"{mean:.2f}" if std is None else f"{mean:.2f} ({std:.2f})"
+
+
+def _one_line(problem: str) -> str:
+    """A message of several lines, the first of which ends with a colon."""
+    first, *more = problem.split("\n  ")
+    return " ".join([first, "; ".join(more)]).rstrip()
 
 
 def _ranges(seeds: Sequence[int]) -> str:
@@ -211,7 +227,7 @@ def _ranges(seeds: Sequence[int]) -> str:
 
 
 def _epochs(each: StageSummary) -> str:
-    return "-" if each.epoch is None or each.epochs is None else f"{each.epoch}/{each.epochs}"
+    return "-" if each.epoch is None else f"{each.epoch}/{'?' if each.epochs is None else each.epochs}"
 
 
 def _left(each: StageSummary) -> str:

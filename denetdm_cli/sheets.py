@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from rich.cells import cell_len
 
+from denetdm_cli.logs import shown
+
 _LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -38,8 +40,8 @@ class Sheet:
 
 
 def as_text(sheet: Sheet) -> str:
-    """Columns of a fixed width; nothing is cut off, and what could not be printed is replaced."""
-    rows = [[_printable(cell) for cell in row] for row in (sheet.columns, *sheet.rows)]
+    """Columns of a fixed width; nothing is cut off, and what could not be printed is escaped."""
+    rows = [[shown(cell) for cell in row] for row in (sheet.columns, *sheet.rows)]
     widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
 
     def line(row: Sequence[str]) -> str:
@@ -51,7 +53,7 @@ def as_text(sheet: Sheet) -> str:
 
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
     body = [line(rows[0]), rule, *map(line, rows[1:])]
-    return _paragraphs([sheet.title] if sheet.title else [], body, [_printable(note) for note in sheet.notes])
+    return _paragraphs([sheet.title] if sheet.title else [], body, [shown(note) for note in sheet.notes])
 
 
 def as_markdown(sheet: Sheet) -> str:
@@ -117,15 +119,11 @@ def _paragraphs(title: Sequence[str], body: Sequence[str], notes: Sequence[str])
     return "\n\n".join(parts) + "\n"
 
 
-def _printable(text: str) -> str:
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
-
-
 def _markdown(text: str) -> str:
-    return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", _printable(text))
+    return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", shown(text))
 
 
 def _latex(text: str) -> str:
-    escaped = "".join(_LATEX.get(character, character) for character in _printable(text))
+    escaped = "".join(_LATEX.get(character, character) for character in shown(text))
     # A sign before a figure is a minus and not a hyphen, and between two figures it is a dash.
     return re.sub(r"(?<![\w.-])-(?=\d)", "$-$", re.sub(r"(?<=\d)-(?=\d)", "--", escaped))

@@ -6,10 +6,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from denetdm_cli.config import leaves
 from denetdm_cli.errors import CheckpointError
 from denetdm_cli.files import is_held
 from denetdm_cli.runs import RunFolder
@@ -18,7 +19,9 @@ from denetdm_cli.schema import SelectionRule
 State = Literal["running", "stopped", "done", "failed"]
 """`stopped`: can go on with --resume; `failed`: cannot."""
 
-FIGURES = ("unbiased", "accuracy", "aligned", "conflicting", "worst_group", "worst_class")
+Figure = Literal["unbiased", "accuracy", "aligned", "conflicting", "worst_group", "worst_class"]
+FIGURES: tuple[Figure, ...] = get_args(Figure)
+Share = Annotated[float, Field(ge=0, le=1)]
 
 _STAGE_NAME = re.compile(r"train-poe|distill(-from-\w+)?")
 _METADATA_KEY = "denetdm"
@@ -36,16 +39,16 @@ class _Record(BaseModel):
 class Metrics(_Record):
     """Accuracies of one predictor between 0 and 1, as `evaluation.group_metrics` gives them."""
 
-    unbiased: float | None
-    accuracy: float | None
-    aligned: float | None
-    conflicting: float | None
-    worst_group: float | None
-    worst_class: float | None
-    groups: list[list[float | None]] | None = None
+    unbiased: Share | None
+    accuracy: Share | None
+    aligned: Share | None
+    conflicting: Share | None
+    worst_group: Share | None
+    worst_class: Share | None
+    groups: list[list[Share | None]] | None = None
 
 
-def accuracy_of(metrics: dict[str, Metrics], predictor: str, name: str) -> float | None:
+def accuracy_of(metrics: dict[str, Metrics], predictor: str, name: Figure) -> float | None:
     """A figure of a predictor; None where there is none."""
     return getattr(metrics.get(predictor), name, None)
 
@@ -55,19 +58,19 @@ class EpochRecord(_Record):
 
     epoch: int
     evaluation: dict[str, Metrics] = Field(min_length=1)
-    seconds: float
+    seconds: float = Field(ge=0)
 
 
 class Selected(_Record):
     """What a selection rule kept: the metrics by predictor, and how the epoch was picked."""
 
-    epoch: int
+    epoch: int = Field(ge=0)
     metrics: dict[str, Metrics] = Field(min_length=1)
     rule: SelectionRule
     teacher_rule: SelectionRule | None
     metric: str | None
     picked_on: list[str]
-    reported_on: str
+    reported_on: Literal["evaluation", "test"]
     selected_on_test_data: bool
 
 
@@ -77,7 +80,7 @@ class TrainedOn(_Record):
     name: str
     digest: str
     evaluation_digest: str
-    class_names: list[str]
+    class_names: list[str] = Field(min_length=1)
     bias_names: list[str]
 
 
@@ -85,14 +88,40 @@ class Results(_Record):
     """results.json of a finished stage."""
 
     stage: Literal["train-poe", "distill"]
-    seed: int
+    seed: int = Field(ge=0)
     selection: SelectionRule
-    reported_metric: str
-    epochs: int
+    reported_metric: Figure
+    epochs: int = Field(ge=1)
     dataset: TrainedOn
     rules: dict[SelectionRule, Selected]
     start_weights: dict[str, dict[str, str]]
     config: dict[str, Any]
+
+    @field_validator("config")
+    @classmethod
+    def _names_a_data_set(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """Checked no further, for it may be of an older version."""
+        dataset = config.get("dataset")
+        if not isinstance(dataset, dict) or not isinstance(dataset.get("name"), str):
+            raise ValueError("dataset.name is missing")
+        ratio = dataset.get("ratio")
+        if ratio is not None and not (isinstance(ratio, float) and 0 < ratio < 1):
+            raise ValueError("dataset.ratio must be a number between 0 and 1")
+        repr(list(leaves(config)))  # nested too deeply for a report, it is refused here
+        return config
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> "Results":
+        shape = [len(self.dataset.bias_names)] * len(self.dataset.class_names)
+        predictors = self.rules[self.selection].metrics.keys()
+        for rule, kept in self.rules.items():
+            if kept.metrics.keys() != predictors:
+                raise ValueError(f"rules.{rule}.metrics must be of {', '.join(predictors)}")
+            for predictor, metrics in kept.metrics.items():
+                if metrics.groups is not None and ([len(row) for row in metrics.groups] != shape or not shape[0]):
+                    where = f"rules.{rule}.metrics.{predictor}.groups"
+                    raise ValueError(f"{where} must have {len(shape)} rows of {shape[0]}, as classes and biases")
+        return self
 
 
 @dataclass(frozen=True)
@@ -100,7 +129,7 @@ class Headline:
     """The figure that stands for a stage; `rule` is None for the newest epoch of one that is not finished."""
 
     predictor: str
-    metric: str
+    metric: Figure
     value: float | None
     epoch: int
     rule: SelectionRule | None
@@ -172,6 +201,8 @@ def summarise(path: Path) -> StageSummary:
         problem = error.what
     except OSError as error:
         problem = f"{error.filename or path}: {error.strerror}"
+    except RecursionError:
+        problem = f"{folder.results_file if folder.finished else path} is damaged: it is nested too deeply"
     return StageSummary(path, "running" if held else "failed", problem, written=written)
 
 
@@ -203,14 +234,13 @@ def _done(folder: RunFolder, written: float | None) -> StageSummary:
 
 
 def _unfinished(folder: RunFolder, held: bool, written: float | None) -> StageSummary:
-    config = folder.config()
-    epochs = (config.distill if folder.path.name.startswith("distill") else config.train_poe).epochs
+    epochs, problem = _planned(folder)
     lines = _lines(folder) if folder.metrics_file.exists() else []
-    state: State = "running" if held else "stopped"
-    completed, problem = len(lines), None
+    state: State = "running" if held else "failed" if problem else "stopped"
+    completed = len(lines)
     if not held and folder.resume_file.exists():
         completed = _completed(folder, len(lines))
-    elif not held:
+    elif not held and not problem:
         state = "failed"
         problem = (
             f"{folder.resume_file.name} is missing, so it cannot go on; start anew with --force"
@@ -225,10 +255,19 @@ def _unfinished(folder: RunFolder, held: bool, written: float | None) -> StageSu
         problem,
         epoch=completed,
         epochs=epochs,
-        seconds_left=None if seconds is None or state == "failed" else seconds * (epochs - completed),
+        seconds_left=None if seconds is None or epochs is None or state == "failed" else seconds * (epochs - completed),
         written=written,
         headline=_newest_headline(folder, newest[-1]) if newest else None,
     )
+
+
+def _planned(folder: RunFolder) -> tuple[int | None, str | None]:
+    """How many epochs there are to be; or what is wrong with the configuration, which may be of an older version."""
+    try:
+        config = folder.config()
+    except CheckpointError as error:
+        return None, error.what
+    return (config.distill if folder.path.name.startswith("distill") else config.train_poe).epochs, None
 
 
 def _completed(folder: RunFolder, lines: int) -> int:
@@ -243,7 +282,7 @@ def _completed(folder: RunFolder, lines: int) -> int:
     return epoch
 
 
-def _headline(metrics: dict[str, Metrics], metric: str, epoch: int, rule: SelectionRule | None) -> Headline:
+def _headline(metrics: dict[str, Metrics], metric: Figure, epoch: int, rule: SelectionRule | None) -> Headline:
     predictor = next(iter(metrics))  # the first is the one to ship
     return Headline(predictor, metric, accuracy_of(metrics, predictor, metric), epoch, rule)
 
@@ -251,7 +290,11 @@ def _headline(metrics: dict[str, Metrics], metric: str, epoch: int, rule: Select
 def _newest_headline(folder: RunFolder, record: EpochRecord) -> Headline | None:
     last = folder.checkpoint("last")
     metric = _header(last).get("reported_metric") if last.exists() else None
-    return None if metric is None else _headline(record.evaluation, str(metric), record.epoch, None)
+    if metric is None:
+        return None
+    if metric not in FIGURES:
+        raise CheckpointError(f"{last} is damaged: reported_metric {metric!r} is none", "Start anew with --force.")
+    return _headline(record.evaluation, metric, record.epoch, None)
 
 
 def _header(path: Path) -> dict[str, Any]:
@@ -271,7 +314,7 @@ def _header(path: Path) -> dict[str, Any]:
         if size != 8 + length + max((tensor["data_offsets"][1] for tensor in header.values()), default=0):
             raise ValueError("it is cut short")
         metadata.keys()
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: {error}", "Start anew with --force.") from None
     return metadata
 
@@ -288,7 +331,7 @@ def _parse(folder: RunFolder, lines: Sequence[str], first: int) -> list[EpochRec
         where = f"{folder.metrics_file}, line {epoch}"
         try:
             record = _validate(EpochRecord, json.loads(line), where)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{where} is damaged: {error}", "Start anew with --force.") from None
         if record.epoch != epoch:
             raise CheckpointError(f"{where} is of epoch {record.epoch}", "Start anew with --force.")
@@ -301,8 +344,8 @@ def _validate(kind: type[_Kind], document: Any, where: Path | str) -> _Kind:
         return kind.model_validate(document)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        key = ".".join(map(str, first["loc"]))
-        raise CheckpointError(f"{where} is damaged: {key}: {first['msg']}", "Start anew with --force.") from None
+        problem = ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
+        raise CheckpointError(f"{where} is damaged: {problem}", "Start anew with --force.") from None
 
 
 def _last_write(path: Path) -> float | None:

@@ -109,6 +109,39 @@ def test_other_settings_are_said_and_have_files_of_their_own(tmp_path: Path) -> 
     assert plots._name(preset) != plots._name(other)
 
 
+def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
+    """Neither formulas nor control characters."""
+    folder = finished(tmp_path / "runs", 0, 0.5)
+    document = json.loads((folder / "results.json").read_text())
+    document["dataset"] |= {"class_names": ["$a_$", "b\x1b"], "bias_names": [r"$\frac$", "$^$"]}
+    document["config"]["dataset"] |= {"name": "folder", "folder": "costs $\\x$ \x07"}
+    (folder / "results.json").write_text(json.dumps(document))
+    (group,) = groups_of(tmp_path / "runs")
+    assert list(plots.draw([group], tmp_path / "plots"))
+    figure = plots._group_matrix(group, "target")
+    assert figure is not None
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["$a_$", r"b\x1b"]
+    assert figure.axes[0].get_title().splitlines()[0].startswith(r"costs $\x$ \x07, stage 2")
+
+
+def test_titles_say_the_stage_and_how_many_seeds(groups: list[Group]) -> None:
+    two, one, branches = (plots._by_epoch(group) for group in groups)
+    assert two.axes[0].get_title().splitlines() == [
+        "coloredmnist, stage 2, 1 % conflicting",
+        "mean and range of 2 seeds",
+    ]
+    assert one.axes[0].get_title().splitlines()[1] == "1 seed"
+    assert "stage 1" in branches.axes[0].get_title()
+    assert [axes.get_ylabel().split()[0] for axes in two.axes] == ["unbiased", "conflicting", "aligned"]
+
+
+def test_a_file_in_the_place_of_the_folder(groups: list[Group], tmp_path: Path) -> None:
+    (tmp_path / "plots").touch()
+    for folder in (tmp_path / "plots", tmp_path / "plots" / "new"):
+        with pytest.raises(ConfigError, match="plots is no folder"):
+            list(plots.draw(groups, folder))
+
+
 def test_a_figure_that_only_some_rules_have(tmp_path: Path) -> None:
     folder = finished(tmp_path, 0, 0.5)
     document = json.loads((folder / "results.json").read_text())

@@ -2,11 +2,12 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 import torch
-from run_folders import finished
+from run_folders import finished, metrics
 
 from denetdm_cli import checkpoint, stages
 from denetdm_cli.data.store import StoredDataset
@@ -119,6 +120,68 @@ class TestDamage:
         document["rules"]["paper"]["metrics"]["target"]["aligned"] = "good"
         (folder / "results.json").write_text(json.dumps(document))
         assert "rules.paper.metrics.target.aligned" in str(summarise(folder).problem)
+
+    @pytest.mark.parametrize(
+        ("key", "value", "words"),
+        [
+            ("config", {}, "config"),
+            ("config", {"dataset": "x"}, "config"),
+            ("config.dataset.ratio", [1], "dataset.ratio"),
+            ("config.extra", json.loads("[" * 500 + "]" * 500), None),
+            ("reported_metric", "__class__", "reported_metric"),
+            ("seed", -1, "seed"),
+            ("epochs", 0, "epochs"),
+            ("dataset.class_names", ["0", "1", "2"], "rules.last.metrics.target.groups must have 3 rows of 2"),
+            ("dataset.class_names", [], "dataset.class_names"),
+            ("dataset.bias_names", [], "rules.last.metrics.target.groups"),
+            ("rules.valid.metrics.target.groups", [], "rules.valid.metrics.target.groups"),
+            ("rules.paper.metrics.target.groups", [[0.1, 0.2], [0.1]], "rules.paper.metrics.target.groups"),
+            ("rules.last.metrics.target.groups", [[2, 0], [0, 0]], "rules.last.metrics.target.groups.0.0"),
+            ("rules.last.metrics.target.unbiased", 1.5, "rules.last.metrics.target.unbiased"),
+            ("rules.last.metrics.target.aligned", -0.1, "rules.last.metrics.target.aligned"),
+            ("rules.last.metrics.other", metrics(0.5), "must be of target"),
+            ("rules.last.reported_on", "moon", "rules.last.reported_on"),
+        ],
+    )
+    def test_of_an_entry_of_the_results(self, tmp_path: Path, key: str, value: object, words: str | None) -> None:
+        folder = finished(tmp_path, 0, 0.5)
+        document = json.loads((folder / "results.json").read_text())
+        *inner, last = key.split(".")
+        at = document
+        for name in inner:
+            at = at[name]
+        at[last] = value
+        (folder / "results.json").write_text(json.dumps(document))
+        found = summarise(folder)
+        if words is None:  # deep, but not too deep
+            assert found.state == "done"
+            return
+        assert (found.state, found.results) == ("failed", None)
+        assert f"{folder / 'results.json'} is damaged: " in str(found.problem)
+        assert words in str(found.problem)
+
+    @pytest.mark.parametrize("name", ["results.json", "metrics.jsonl", "last.safetensors"])
+    def test_of_nesting_without_end(self, tmp_path: Path, name: str) -> None:
+        folder = unfinished(tmp_path)
+        deep = b'{"a":' * 200_000 + b"1" + b"}" * 200_000 + b"\n"
+        (folder / name).write_bytes(deep if name != "last.safetensors" else len(deep).to_bytes(8, "little") + deep)
+        found = summarise(folder)
+        assert found.state == "failed"
+        assert name in str(found.problem)
+
+    def test_of_the_metric_that_a_checkpoint_names(self, tmp_path: Path) -> None:
+        folder = unfinished(tmp_path)
+        checkpoint.save(folder / "last.safetensors", {"x": torch.zeros(3)}, {"reported_metric": "__class__"})
+        assert "reported_metric" in str(summarise(folder).problem)
+
+    def test_a_configuration_of_an_older_version_hides_no_figures(self, tmp_path: Path) -> None:
+        folder = unfinished(tmp_path)
+        text = (folder / "config.yaml").read_text()
+        (folder / "config.yaml").write_text(re.sub(r"^(checkpoint_minutes|stop_signals): .*\n", "", text, flags=re.M))
+        found = summarise(folder)
+        assert (found.state, found.epoch, found.epochs, found.seconds_left) == ("failed", 2, None, None)
+        assert found.headline == Headline("shallow", "unbiased", pytest.approx(0.52), 2, None)
+        assert "checkpoint_minutes" in str(found.problem)
 
     @pytest.mark.parametrize("keep", [0, 7, 50, -1])
     def test_of_the_resume_state(self, tmp_path: Path, keep: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_support import EPOCHS, NAME, Outcome, call, child, contents, good, plain, refused
+from cli_support import EPOCHS, NAME, STAMP, Outcome, call, child, contents, good, plain, refused
 from run_folders import finished
 
 from denetdm_cli.files import folder_lock
@@ -97,11 +97,31 @@ class TestStatus:
         lines = good("status", "runs", relative).out.splitlines()[2:]
         assert [line.split()[0] for line in lines] == [str(relative)] * 2
 
+    def test_a_problem_of_several_lines_and_a_name_with_control_characters(self, tmp_path: Path) -> None:
+        runs = tmp_path / "a\x1b[31m\nb"
+        stage = finished(runs, 0, 0.5)
+        (stage / "results.json").unlink()
+        text = (stage / "config.yaml").read_text()
+        (stage / "config.yaml").write_text(text.replace("seed:", "seeds:").replace("device:", "devices:"))
+        out = good("status", runs.parent).out
+        assert plain(out)
+        assert "\N{REPLACEMENT CHARACTER}" not in out
+        assert r"a\x1b[31m\nb" in out
+        (note,) = [line for line in out.splitlines() if "devices: " in line]
+        assert "; seeds: " in note
+
+    def test_quiet_leaves_the_table(self, tmp_path: Path) -> None:
+        finished(tmp_path / "runs", 0, 0.5)
+        outcome = good("status", "--quiet")
+        assert outcome.out == good("status").out
+        assert outcome.err == ""
+
     def test_nothing_there(self, tmp_path: Path) -> None:
         refused(4, call("status"), "runs does not exist")
         (tmp_path / "runs").mkdir()
-        outcome = good("status")
-        assert (outcome.out, outcome.err) == ("", "no run in runs\n")
+        for words in ((), ("--quiet",)):
+            outcome = good("status", *words)
+            assert (outcome.out, outcome.err) == ("", "no run in runs\n")
         assert json.loads(good("status", "--json").out) == {"stages": []}
 
 
@@ -144,6 +164,10 @@ class TestReport:
         assert " ".join(row.split()) == f"1 % target unbiased 0-2 3 {figures}"
         assert "sample standard deviation (n - 1)" in outcome.out
         assert "* SELECTED ON TEST DATA" in outcome.out
+        part = "measured on the evaluation split without the images that rule valid picks on"
+        assert f"Rule valid: {part}; the others on all of it." in outcome.out
+        finished(tmp_path / "from-valid", 0, 0.5, teacher="valid")
+        assert f"Rule last, valid, paper: {part}." in good("report", "from-valid").out
         assert "preset" not in outcome.out
 
     def test_other_settings_are_marked(self, tmp_path: Path) -> None:
@@ -170,6 +194,9 @@ class TestReport:
         assert float(row["mean"]) == pytest.approx(52)
         assert (row["std"], row["n"], row["seeds"]) == ("", "1", "0")
         assert (row["paper_mean"], row["selected_on_test_data"]) == ("85.22", "true")
+        assert {row["rule"]: row["reported_on"] for row in rows} == {
+            "last": "evaluation", "valid": "test", "paper": "evaluation",
+        }  # fmt: skip
         assert float(row["difference"]) == pytest.approx(52 - 85.22)
 
     def test_unfinished_and_damaged_runs_are_left_out_and_named(self, tmp_path: Path) -> None:
@@ -182,10 +209,21 @@ class TestReport:
         assert [each["seed"] for each in document["groups"][0]["runs"]] == [0]
         assert [each["path"] for each in document["left_out"]] == [str(stopped), str(damaged)]
         first, second = outcome.err.splitlines()
-        assert first.startswith(f"left out: {stopped.relative_to(tmp_path)} (resume.safetensors is missing")
-        assert second.startswith(f"left out: {damaged.relative_to(tmp_path)} (")
+        assert first.startswith(f"warning: left out: {stopped.relative_to(tmp_path)} (resume.safetensors is missing")
+        assert second.startswith(f"warning: left out: {damaged.relative_to(tmp_path)} (")
         with folder_lock(stopped):
             assert f"{stopped.relative_to(tmp_path)} (running, epoch 2 of 100)" in good("report", "runs").err
+
+    def test_the_log_is_stamped_and_plain_and_quiet_keeps_warnings(self, tmp_path: Path) -> None:
+        runs = tmp_path / "a\x1b[31m\nerror: forged"
+        finished(runs, 0, 0.5)
+        (finished(runs, 1, 0.5) / "results.json").unlink()
+        outcome = good("report", runs, "--plots", "plots")
+        assert all(STAMP.match(line) for line in outcome.log.splitlines())
+        assert plain(outcome.log)
+        assert [line.split(":")[0] for line in outcome.err.splitlines()] == ["warning", "pictures"]
+        (line,) = good("report", runs, "--plots", "plots", "--quiet").err.splitlines()
+        assert line.startswith("warning: left out: ")
 
     def test_nothing_finished(self, tmp_path: Path) -> None:
         (finished(tmp_path / "runs", 0, 0.5) / "results.json").unlink()
