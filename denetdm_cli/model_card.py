@@ -96,7 +96,12 @@ def _loading(shipped: Shipped, network: Portable, *, onnx: bool) -> Iterator[str
     yield from ("```python", *_imports(network), "", *network.code.splitlines(), *network.load.splitlines())
     yield from ("model.eval()", "", *_preparation(shipped), "")
     yield from (
-        'image = ImageOps.exif_transpose(Image.open("image.jpg")).convert("RGB")',
+        'image = ImageOps.exif_transpose(Image.open("image.jpg"))',
+        'if image.mode.startswith("I"):  # 16-bit grey: the high byte',
+        '    image = image.convert("I").point(lambda value: value / 256).convert("L")',
+        "if image.has_transparency_data:  # is laid over white",
+        '    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))',
+        'image = image.convert("RGB")',
         "with torch.inference_mode():",
         "    probabilities = model(prepare(image)[None]).softmax(dim=1)[0].tolist()",
         'class_names = json.loads(Path("config.json").read_text(encoding="utf-8"))["class_names"]',
@@ -148,7 +153,7 @@ def _images(shipped: Shipped) -> list[str]:
         "## Images",
         "",
         f"RGB, {size}, as {normalised}. {resizing_note(resizing)}",
-        "What is transparent was laid over white.",
+        "What is transparent was laid over white; of 16-bit grey the high byte was kept.",
     ]
 
 

@@ -1,7 +1,6 @@
 """The published models in a folder: fetched, verified, remembered by digest and converted."""
 
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,7 +15,8 @@ from denetdm_cli.data.progress import Reporter
 from denetdm_cli.errors import CheckpointError, ConfigError
 from denetdm_cli.logs import shown
 from denetdm_cli.published import Fetched, Job, obtain
-from denetdm_cli.transfer import forget
+from denetdm_cli.temporary import new_folder, recover, temporary
+from denetdm_cli.transfer import forget, shown_address
 
 RECORDS = "pretrained.json"
 """The file in the folder that remembers the digest of each model since it was first seen."""
@@ -102,14 +102,16 @@ def fetch(
         CheckpointError: the source holds no such model, a digest is not as it must be, or a file here is another.
         StorageError: the disk has too little space.
     """
-    job = Job(named(name), folder, reporter)
-    expected = _checked_digest(sha256)
+    published, expected = named(name), _checked_digest(sha256)
     _check_places(source, url)
+    given = source if url is None else shown_address(url)
+    job = Job(published, folder, reporter, None if given is None else str(given))
     with files.made_folder(folder), files.folder_lock(folder) as free:
         if not free:
             raise CheckpointError(
                 f"another process is fetching models into {folder}", "Wait until it has ended, or give another folder."
             )
+        recover(folder / name)  # also where nothing is fetched below
         record = _read_records(folder).get(name)
         usable = not force and _is_usable(job, record)
         if source is None and url is None and not force and job.original.exists():
@@ -118,15 +120,18 @@ def fetch(
             _verify_kept(job, record, expected)
             reporter.say(f"{name}: is here already, {job.converted} (SHA-256 of the authors' file: {record.sha256})")
             return job.converted
-        with tempfile.TemporaryDirectory(prefix=f".{name}.", suffix=files.PART, dir=folder) as scratch:
-            fetched = obtain(job, Path(scratch), source=source, url=url)
+        with temporary(folder, f".{name}", new_folder) as scratch:
+            fetched = obtain(job, scratch, source=source, url=url)
             if record is not None and source == job.original:
                 fetched = replace(fetched, source=record.source)
             digest = _verify(fetched, expected, None if force else record)
+            if not force:
+                _require_no_other(job.original, digest)
             if usable:
+                _put_back(job, fetched)
                 reporter.say(f"{name}: the same file as before, {job.converted} (SHA-256 {digest})")
             else:
-                _convert_and_keep(job, fetched, digest, Path(scratch))
+                _convert_and_keep(job, fetched, digest, scratch)
     return job.converted
 
 
@@ -195,6 +200,26 @@ def _require_unchanged(path: Path, digest: str, when: str) -> None:
         )
 
 
+def _require_no_other(path: Path, digest: str) -> None:
+    """Refuse to replace what is no such file."""
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise CheckpointError(f"{path} is no plain file", "Move it away, or give another folder.")
+    found = files.sha256(path)
+    if found != digest:
+        raise CheckpointError(
+            f"{path} exists, and is another file: its SHA-256 is {found}, not {digest}",
+            "Move it away, give another folder, or replace it with --force. Nothing was changed here.",
+        )
+
+
+def _put_back(job: Job, fetched: Fetched) -> None:
+    if not job.original.exists():
+        _keep(fetched.path, job.original)
+        job.reporter.say(f"{job.name}: {job.original} was missing, and is there again")
+
+
 def _verify(fetched: Fetched, expected: str | None, record: _Record | None) -> str:
     """The digest of a file, which must be the one asked for and the one seen before."""
     digest = files.sha256(fetched.path)
@@ -239,7 +264,8 @@ def _convert_and_keep(job: Job, fetched: Fetched, digest: str, scratch: Path) ->
         )
     record = _Record(sha256=digest, bytes=size, source=fetched.source, converted_sha256=files.sha256(converted))
     records = {**_read_records(job.folder), job.name: record}
-    # In this order, a process that is killed in between is followed by one that goes on without a question.
+    # In this order, where nothing is replaced, a process that is killed in between is followed by one that goes on
+    # without a question; where --force replaces, what is half replaced is refused, and the same command goes on.
     _keep(fetched.path, job.original)
     files.write_text(job.folder / RECORDS, _RECORDS.dump_json(records, indent=2).decode() + "\n")
     _keep(converted, job.converted)

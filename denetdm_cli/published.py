@@ -30,11 +30,19 @@ _QUOTA = re.compile(rb"quota|too many (users|times)|download limit", re.IGNORECA
 
 @dataclass(frozen=True)
 class Job:
-    """One model to be had, and where it goes."""
+    """One model to be had, and where it goes.
+
+    Attributes:
+        published: the model.
+        folder: where it goes.
+        reporter: told how it goes.
+        given: the path or address, as it is shown, that the user gave; None where none was.
+    """
 
     published: Published
     folder: Path
     reporter: Reporter
+    given: str | None
 
     @property
     def name(self) -> str:
@@ -59,6 +67,11 @@ class Job:
     @property
     def by_hand(self) -> str:
         """How to have the file where this program cannot fetch it, or got something else."""
+        if self.given is not None:
+            return (
+                f"Look at what {self.given} is. Give the authors' {self.published.path}, or a folder or zip that holds "
+                "it, with --from, or the address of the file or zip with --url."
+            )
         again = ["denetdm", "download-pretrained", self.name, "--folder", str(self.folder)]
         return (
             f"Open {DRIVE_ADDRESS} in a browser, download {self.published.path}, and give it with --from FILE (or "

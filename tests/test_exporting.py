@@ -113,6 +113,26 @@ def test_the_code_of_the_card_gives_the_checkpoints_numbers_without_this_program
         assert list(printed.values()) == pytest.approx(prediction.probabilities, abs=1e-5), name
 
 
+def test_the_code_of_the_card_reads_every_image_as_predict_does(exported: Path, tmp_path: Path) -> None:
+    random = np.random.RandomState(2)
+    given = {
+        "transparent": Image.fromarray(random.randint(0, 256, (50, 70, 4)).astype(np.uint8)),
+        "grey16": Image.fromarray(random.randint(0, 1 << 16, (50, 70)).astype(np.uint16)),
+    }
+    assert [image.mode for image in given.values()] == ["RGBA", "I;16"]
+    for name, image in given.items():
+        shutil.copytree(exported / "cnn", tmp_path / name)
+        image.save(tmp_path / name / "image.jpg", format="PNG")
+        torch.save(torch.zeros(1, 3, *NETWORKS["cnn"][1]), tmp_path / name / "x.pt")
+    folders = [str(tmp_path / name) for name in given]
+    done = subprocess.run([sys.executable, "-c", _RUNNER, *folders], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    shipped = load_shipped(exported / "cnn.safetensors", torch.device("cpu"))
+    for name, found in json.loads(done.stdout).items():
+        (prediction,) = predict_files(shipped, [tmp_path / name / "image.jpg"], Listener())
+        assert list(eval(found["printed"]).values()) == pytest.approx(prediction.probabilities, abs=1e-6), name
+
+
 @pytest.mark.parametrize(("name", "network"), [("projected", "resnet18"), ("as_it_is", "resnet18")])
 def test_a_torchvision_network_has_torchvisions_state_dict(exported: Path, name: str, network: str) -> None:
     tensors = load_file(exported / name / "model.safetensors")

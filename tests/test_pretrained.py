@@ -2,6 +2,8 @@ import hashlib
 import io
 import json
 import pickle
+import re
+import shutil
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -14,10 +16,11 @@ from loopback import Drive, Heard, Site, cut, dropped, serving, status
 from denetdm_cli import checkpoint, transfer
 from denetdm_cli.authors_models import DRIVE_ADDRESS, PUBLISHED
 from denetdm_cli.errors import CheckpointError, ConfigError, DownloadError
-from denetdm_cli.files import folder_lock
+from denetdm_cli.files import PART, folder_lock
 from denetdm_cli.models.experts import ProductOfExperts, TargetModel
 from denetdm_cli.models.official import ARCHITECTURES, Dataset, Official, Stage, to_official
 from denetdm_cli.pretrained import RECORDS, fetch, listing
+from denetdm_cli.published import Fetched, Job
 
 PATH = "colored_mnist/debiased_model.th"
 PAGE = b"<!DOCTYPE html><html><head><title>Google Drive - Quota exceeded</title></head></html>"
@@ -390,6 +393,82 @@ def test_a_file_that_was_changed_is_not_replaced(drive: Drive, folder: Path, fil
     assert (folder / file).read_bytes() == b"mine"
     have(folder, force=True)
     assert (folder / file).read_bytes() != b"mine"
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_another_original_is_not_replaced_by_what_is_given(
+    site: Site, folder: Path, tmp_path: Path, model: bytes, recorded: bool
+) -> None:
+    (tmp_path / "x.th").write_bytes(model)
+    if recorded:
+        have(folder, source=tmp_path / "x.th")
+    folder.mkdir(exist_ok=True)
+    (folder / "coloredmnist.th").write_bytes(b"mine")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    given: list[dict[str, object]] = [{"source": tmp_path / "x.th"}, {"url": f"{site.address}/x.th"}]
+    for options in given:
+        with pytest.raises(CheckpointError, match=r"coloredmnist\.th exists, and is another file") as error:
+            have(folder, **options)  # type: ignore[arg-type]
+        assert "--force" in error.value.fix
+        assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    have(folder, source=tmp_path / "x.th", force=True)
+    assert (folder / "coloredmnist.th").read_bytes() == model
+
+
+@pytest.mark.parametrize("missing", WHOLE[:2])
+def test_what_is_missing_is_put_back_from_the_recorded_file(
+    folder: Path, tmp_path: Path, model: bytes, missing: str
+) -> None:
+    (tmp_path / "x.th").write_bytes(model)
+    have(folder, source=tmp_path / "x.th")
+    whole = (folder / missing).read_bytes()
+    (folder / missing).unlink()
+    have(folder, source=tmp_path / "x.th")
+    assert (folder / missing).read_bytes() == whole
+    (folder / missing).write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=re.escape(missing)) as error:
+        have(folder, source=tmp_path / "x.th")
+    assert "--force" in error.value.fix
+    assert (folder / missing).read_bytes() == b"damaged"
+    have(folder, source=tmp_path / "x.th", force=True)
+    assert (folder / missing).read_bytes() == whole
+
+
+def test_what_a_killed_process_left_is_removed(drive: Drive, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[Path] = []
+
+    def killed(job: Job, scratch: Path, **_: object) -> Fetched:
+        (scratch / "fetched").write_bytes(b"half")
+        shutil.copytree(scratch, scratch.with_name(scratch.name.replace(PART, f"0{PART}")))
+        left.append(scratch)
+        raise DownloadError("killed", "")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("denetdm_cli.pretrained.obtain", killed)
+        for _ in range(2):
+            with pytest.raises(DownloadError):
+                have(folder)
+            assert len(names(folder)) == 1, "the copy, which nobody holds"
+    have(folder)
+    assert names(folder) == WHOLE
+    (folder / left[0].name).mkdir()
+    assert "is here already" in have(folder).said[-1]
+    assert names(folder) == WHOLE
+
+
+def test_a_bad_file_of_the_users_is_named_in_the_advice(site: Site, folder: Path, tmp_path: Path) -> None:
+    site.content = PAGE
+    (tmp_path / "a.zip").write_bytes(zipped({PATH: PAGE}))
+    given: list[tuple[dict[str, object], str]] = [
+        ({"url": f"{site.address}/x?key=secret"}, f"{site.address}/x"),
+        ({"source": tmp_path / "a.zip"}, str(tmp_path / "a.zip")),
+    ]
+    for options, shown in given:
+        with pytest.raises((CheckpointError, DownloadError)) as error:
+            have(folder, **options)  # type: ignore[arg-type]
+        assert shown in error.value.fix
+        assert DRIVE_ADDRESS not in error.value.fix
+        assert "secret" not in error.value.fix
 
 
 def test_a_file_of_another_origin_is_not_replaced(drive: Drive, folder: Path) -> None:

@@ -146,7 +146,8 @@ class TestSources:
         assert one == two == three == model
 
     def test_a_file_put_where_the_message_says(self, model: bytes) -> None:
-        remedy = call(*FETCH, "--from", file("page.th", PAGE)).err.partition("\nwhat to do: ")[2]
+        file(f"{HERE}/coloredmnist.th", PAGE)
+        remedy = call(*FETCH).err.partition("\nwhat to do: ")[2]
         place, _, command = remedy.partition("save it as ")[2].partition(" and run: ")
         file(place, model)
         assert good(*shlex.split(command)[1:]).out == f"{CONVERTED}\n"
@@ -233,7 +234,7 @@ class TestBadSources:
 
     def test_a_quota_page(self, site: Site) -> None:
         site.content = PAGE
-        words = ("is a web page, not a model", "too many have downloaded", DRIVE_ADDRESS, PATH)
+        words = ("is a web page, not a model", "too many have downloaded", "Look at what ", PATH)
         refused(5, call(*FETCH, "--url", f"{site.address}/a.th"), f"{site.address}/a.th", *words)
         refused(4, call(*FETCH, "--from", file("saved.th", PAGE)), "saved.th", *words)
 
