@@ -2,7 +2,9 @@
 
 import os
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -172,3 +174,71 @@ class TestInOneProgram:
     def test_workers_ask_for_processes(self, data_root: Path) -> None:
         outcome = good(*options(data_root, 1), "--seeds", "0-1", "--workers", 1)
         assert "2 runs, 1 at a time" in outcome.err
+
+
+class TestWhatIsLost:
+    """Ranks and launchers that are killed."""
+
+    @staticmethod
+    def running(words: list[object], folder: Path) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "denetdm_cli", *map(str, words), "--nproc", "2"]
+        process = subprocess.Popen(command, env=ALONE, stderr=subprocess.PIPE, text=True)
+        until = time.monotonic() + 100
+        while not (folder / "resume.safetensors").exists():
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        return process
+
+    @staticmethod
+    def ranks(process: "subprocess.Popen[str]") -> list[int]:
+        return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells whose child a process is")
+    def test_a_rank_that_is_killed(self, data_root: Path, tmp_path: Path) -> None:
+        process = self.running([*options(data_root, 400), "--out", "two"], tmp_path / "two" / NAME / "seed0/train-poe")
+        os.kill(self.ranks(process)[1], signal.SIGKILL)
+        _, err = process.communicate(timeout=100)
+        assert process.returncode == 8, err
+        assert "a process of the run was ended by signal 9" in err
+        assert "Traceback" not in err
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent is dead")
+    def test_a_launcher_that_is_killed_leaves_none_behind(self, data_root: Path, tmp_path: Path) -> None:
+        folder = tmp_path / "two" / NAME / "seed0" / "train-poe"
+        process = self.running([*options(data_root, 4000), "--out", "two"], folder)
+        ranks = self.ranks(process)
+        process.kill()
+        process.communicate(timeout=100)
+        until = time.monotonic() + 60
+        while any(Path(f"/proc/{rank}").exists() for rank in ranks):
+            assert time.monotonic() < until, "they go on without it"
+            time.sleep(0.05)
+        assert 1 <= len(figures(folder)) < 4000
+
+    def test_usr2_stops_all_ranks(self, data_root: Path, tmp_path: Path) -> None:
+        folder = tmp_path / "two" / NAME / "seed0" / "train-poe"
+        words = [*map(str, options(data_root, 400)), "--out", "two", "--nproc", "2"]
+        code, _, err = signalled(signal.SIGUSR2, [sys.executable, "-m", "denetdm_cli", *words], folder, env=ALONE)
+        assert code == 75, err
+        assert "Go on with: " in err
+
+
+class TestNamedTwice:
+    def test_a_ratio(self, data_root: Path) -> None:
+        refused(2, call(*options(data_root), "--ratio", 0.1), "--ratio names a conflict ratio twice")
+
+    def test_a_run(self, run: Path) -> None:
+        refused(2, call("distill", run, run), "a run is named twice")
+
+    def test_seeds_without_end(self, data_root: Path) -> None:
+        refused(2, call(*options(data_root), "--seeds", "0-99999999999"), "more than 1,000 seeds")
+
+
+def test_never_to_resume_is_said_of_both_stages(data_root: Path, tmp_path: Path) -> None:
+    words = [str(word).replace("epochs=2", "epochs=400") for word in options(data_root, 1)]
+    words += ["--then-distill", "--out", "two"]
+    folder = tmp_path / "two" / NAME / "seed0" / "distill"
+    code, _, err = signalled(signal.SIGTERM, [sys.executable, "-m", "denetdm_cli", *words], folder, env=ALONE)
+    assert code == 75, err
+    refused(4, call(*words, "--resume", "never"), "was stopped before its end")
