@@ -348,3 +348,21 @@ def test_shown() -> None:
     assert shown("é 日 a/b") == "é 日 a/b"
     assert shown("a\nb\x1b[31m") == r"a\nb\x1b[31m"
     assert shown(os.fsdecode(b"caf\xe9")).isprintable()
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("ending", ["zip", "tar"])
+def test_a_member_that_is_in_it_twice(tmp_path: Path, temporary: Path, ending: str) -> None:
+    source = tmp_path / f"set.{ending}"
+    if ending == "zip":
+        with zipfile.ZipFile(source, "w") as packed:
+            for content in (b"1", b"2"):
+                packed.writestr("a.png", content)
+    else:
+        with tarfile.open(source, "w") as tar:
+            for content in (b"1", b"2"):
+                member = tarfile.TarInfo("a.png")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    assert "a.png is in it twice" in refused(source)
+    assert list(temporary.iterdir()) == []

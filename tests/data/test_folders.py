@@ -285,3 +285,22 @@ def test_many_values_and_other_encodings(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_bytes("path,label\né.png,ü\n".encode("latin-1"))
     assert "cannot be read as a table" in refused(tmp_path / "labels.csv")
     assert "is missing" in refused(tmp_path / "none.csv")
+
+
+def test_links_to_one_image_are_one_image(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "b.png")
+    (tmp_path / "again.png").symlink_to("a.png")
+    source = table(tmp_path, "path,label,split\na.png,x,train\nb.png,y,train\nagain.png,x,test\n")
+    assert "line 4: again.png, as line 2" in refused(source)
+
+
+def test_a_name_that_no_file_can_have(tmp_path: Path) -> None:
+    source = table(tmp_path, "path,label\na.png,x\n")
+    source.write_text(f"path,label\na.png,x\n{'q' * 5000},y\n")
+    assert "no such file" in refused(source)
+
+
+def test_a_table_beside_images_of_one_class_is_pointed_to(tmp_path: Path) -> None:
+    touch(tmp_path, "im/a.png", "im/b.png")
+    table(tmp_path, "path,label\nim/a.png,x\nim/b.png,y\n")
+    assert "to use it, give that file" in refused(tmp_path)
