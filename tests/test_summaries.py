@@ -164,10 +164,11 @@ class TestDamage:
     def test_of_nesting_without_end(self, tmp_path: Path, name: str) -> None:
         folder = unfinished(tmp_path)
         deep = b'{"a":' * 200_000 + b"1" + b"}" * 200_000 + b"\n"
-        (folder / name).write_bytes(deep if name != "last.safetensors" else len(deep).to_bytes(8, "little") + deep)
+        whole = {"metrics.jsonl": deep * 3, "last.safetensors": len(deep).to_bytes(8, "little") + deep}
+        (folder / name).write_bytes(whole.get(name, deep))
         found = summarise(folder)
         assert found.state == "failed"
-        assert name in str(found.problem)
+        assert re.search(rf"{name}(, line 1)? is damaged", str(found.problem))
 
     def test_of_the_metric_that_a_checkpoint_names(self, tmp_path: Path) -> None:
         folder = unfinished(tmp_path)
