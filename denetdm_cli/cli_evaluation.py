@@ -51,7 +51,7 @@ def evaluate(
         return stored
 
     if predictions is not None:
-        shell.require_ending(predictions, ".csv", "--predictions")
+        shell.require_csv(predictions, scoring.COLUMNS, "--predictions")
     paths = [scoring.find_checkpoint(run, select) for run in runs]
     scores = list(scoring.score_all(paths, resolve_device(device), open_own, data=data, part=split))
     for line in details.of_machine(resolve_device(device)):

@@ -12,7 +12,7 @@ from denetdm_cli import shell
 from denetdm_cli.authors_models import DRIVE_ADDRESS, PUBLISHED, named
 from denetdm_cli.cli_options import complete_models
 from denetdm_cli.errors import EXIT_INTERRUPTED, CheckpointError, ConfigError, DownloadError, UserError
-from denetdm_cli.logs import say, show_error
+from denetdm_cli.logs import say, show_error, shown
 
 Rule = Literal["last", "valid", "paper"]
 SelectOption = Annotated[
@@ -91,8 +91,13 @@ def convert(
     force: ForceOption = False,
 ) -> None:
     """Turn a model file of the official code into a checkpoint, or a checkpoint into such a file."""
-    from denetdm_cli import conversion
+    from denetdm_cli import conversion, runs, scoring
 
+    if runs.stage_folders(file):
+        raise CheckpointError(
+            f"{file} is a run folder, not a file to convert",
+            f"Give a checkpoint of it, such as {scoring.find_checkpoint(file, None)}.",
+        )
     to_official = to == "official" or (to is None and file.suffix == ".safetensors")
     destination = out or file.with_suffix(".th" if to_official else ".safetensors")
     work = conversion.convert_to_official if to_official else conversion.convert_to_ours
@@ -132,7 +137,7 @@ def predict(
     from denetdm_cli.shipped import load_shipped
 
     if csv is not None:
-        shell.require_ending(csv, ".csv", "--csv")
+        shell.require_csv(csv, predicting.COLUMNS, "--csv")
     shipped = load_shipped(scoring.find_checkpoint(run, select), resolve_device(device))
     with _report() as reporter:
         found = predicting.predict_files(shipped, images, reporter)
@@ -147,7 +152,8 @@ def _print_predictions(found: Iterator[Any], class_names: Sequence[str]) -> None
     """One line an image: file, class and probability, with tabs between them."""
     for prediction in found:
         if prediction.predicted is not None:
-            typer.echo(f"{prediction.path}\t{class_names[prediction.predicted]}\t{prediction.confidence:.4f}")
+            name = class_names[prediction.predicted]
+            typer.echo(f"{shown(str(prediction.path))}\t{shown(name)}\t{prediction.confidence:.4f}")
 
 
 @contextmanager

@@ -30,6 +30,8 @@ _PIXELS_AT_ONCE = 2**22
 _IMAGES_AT_ONCE = 1000
 _AHEAD = 4
 _SHOWN = 20
+COLUMNS = ("path", "predicted", "confidence")
+"""What the first line of a CSV file of predictions begins with."""
 
 _Decoded = tuple[Path, "Future[NDArray[np.uint8]]"]
 
@@ -114,7 +116,7 @@ def write_csv(path: Path, class_names: Sequence[str], predictions: Iterable[Pred
         temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
     ):
         writer = csv.writer(file)
-        writer.writerow(["path", "predicted", "confidence", *(f"p_{name}" for name in class_names), "problem"])
+        writer.writerow([*COLUMNS, *(f"p_{name}" for name in class_names), "problem"])
         for found in predictions:
             predicted = "" if found.predicted is None else class_names[found.predicted]
             values: Sequence[object] = found.probabilities or [""] * len(class_names)

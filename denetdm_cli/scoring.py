@@ -24,6 +24,8 @@ from denetdm_cli.selection import overlap
 
 _MAY_DIFFER = ("seed", *PLACE, "dataset.", "selection", "distill.teacher")
 """Settings in which checkpoints with a common mean may differ; data, rule and teacher are compared by what was used."""
+COLUMNS = ("checkpoint", "index")
+"""What the first line of a CSV file of single predictions begins with."""
 
 
 @dataclass(frozen=True)
@@ -242,7 +244,7 @@ def write_predictions(path: Path, scores: Sequence[Score]) -> None:
     with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         named = any(score.files for score in scores)
-        writer.writerow(["checkpoint", "index", *(["file"] if named else []), "target", "bias", *columns])
+        writer.writerow([*COLUMNS, *(["file"] if named else []), "target", "bias", *columns])
         for score in scores:
             found = score.predictions
             values = [part[name].tolist() for name in predictors for part in (found.predicted, found.confidence)]

@@ -3,6 +3,7 @@
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -201,6 +202,20 @@ def require_ending(path: Path, ending: str, option: str) -> None:
         )
     if path.is_file():
         raise ConfigError(f"{option} {path}: there is another file of that name", f"Give a name that ends in {ending}.")
+
+
+def require_csv(path: Path, columns: Sequence[str], option: str) -> None:
+    """Refuse what `require_ending` does, and to replace a file but an earlier one, which begins with these columns."""
+    require_ending(path, ".csv", option)
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        start = file.read(len(begins := f"{','.join(columns)},".encode()))
+    if start not in (b"", begins):
+        raise ConfigError(
+            f"{option} {path}: a file of that name is there, and this command did not write it",
+            "Move it away, or give another name.",
+        )
 
 
 def as_typed(path: Path) -> str:

@@ -174,9 +174,9 @@ def show_published(listed: "Sequence[Listed]", address: str) -> None:
         published = each.published
         size = "unknown" if each.size is None else f"{each.size / 2**20:.1f} MiB"
         here = "no" if each.path is None else "yes"
-        rows.append([published.name, published.stage, f"{published.accuracy:.2f}", size, here])
+        rows.append([published.name, published.dataset, published.stage, f"{published.accuracy:.2f}", size, here])
     out = stream(stderr=False)
-    _show_table(out, "published models", ("name", "stage", "paper", "size", "here"), rows)
+    _show_table(out, "published models", ("name", "data set", "stage", "paper", "size", "here"), rows)
     for each in listed:
         here = "" if each.path is None else f" Here: {each.path}"
         out.print(

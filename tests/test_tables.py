@@ -205,4 +205,7 @@ def test_published_models_and_where_they_are(shown: Shown) -> None:
     listed = [Listed(published, 2**30, "e" * 64, path) for published in PUBLISHED]
     text = shown(lambda: tables.show_published(listed, "https://example.org/folder"))
     assert text.count(f" Here: {path}\n") == len(PUBLISHED)
+    head, *rows = [line.split() for line in text.splitlines() if line.startswith(" ") and line.strip(" ─")]
+    assert head == ["name", "data", "set", "stage", "paper", "size", "here"]
+    assert [row[:3] for row in rows] == [[each.name, each.dataset, each.stage] for each in PUBLISHED]
     assert all(f" {published.name} " in text for published in PUBLISHED)

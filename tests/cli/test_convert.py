@@ -158,6 +158,15 @@ def test_a_file_is_never_converted_onto_itself(th: Path) -> None:
     assert contents(Path()) == before
 
 
+@pytest.mark.parametrize("options", [(), ("--to", "official"), ("--to", "ours")])
+def test_of_a_run_folder_a_checkpoint_is_named(finished_run: Path, options: tuple[str, ...]) -> None:
+    kept = finished_run / "distill" / "last.safetensors"
+    assert kept.is_file()
+    outcome = call("convert", finished_run, "--out", "a.th", *options)
+    refused(4, outcome, f"{finished_run} is a run folder", f"such as {kept}.")
+    assert not Path("a.th").exists()
+
+
 def test_the_copies_of_the_resnet_must_be_one() -> None:
     state = Reference("corruptedcifar10", "distill").state_dict()
     copy = "debias_branch.b1.layer1.0.conv1.weight"

@@ -159,6 +159,29 @@ class TestPredict:
         good("predict", finished_run, name, "--device", "cpu", "--csv", "p.csv")
         assert b"photos/\xff.png," in Path("p.csv").read_bytes()
 
+    @pytest.mark.skipif(os.name == "nt", reason="no such names there")
+    def test_a_name_with_a_tab_stays_one_line_of_three(self, finished_run: Path, photos: Path) -> None:
+        (photos / "b.png").rename(photos / "b\t\n\x1b.png")
+        out = good("predict", finished_run, photos / "b\t\n\x1b.png", "--device", "cpu").out
+        assert out.count("\n") == 1
+        assert out.split("\t")[0] == r"photos/b\t\n\x1b.png"
+        assert out.count("\t") == 2
+
+    def test_a_table_replaces_an_earlier_one_only(self, finished_run: Path, photos: Path) -> None:
+        predict = ("predict", finished_run, photos, "--device", "cpu", "--csv", "p.csv")
+        evaluate = ("evaluate", finished_run, "--device", "cpu", "--predictions", "p.csv")
+        for command, other in ((predict, evaluate), (evaluate, predict)):
+            Path("p.csv").write_bytes(b"")
+            good(*command)
+            good(*command)
+            before = contents(Path())
+            refused(2, call(*other), "p.csv", "did not write it")
+            assert contents(Path()) == before
+        Path("p.csv").write_text("path,label\nmine,1\n")
+        refused(2, call(*predict), "--csv p.csv")
+        refused(2, call(*evaluate), "--predictions p.csv")
+        assert Path("p.csv").read_text() == "path,label\nmine,1\n"
+
     def test_what_cannot_be_classified_leaves_nothing(self, finished_run: Path, photos: Path) -> None:
         before = contents(Path())
         words = ("no image can be read", "photos/broken.png")
