@@ -14,6 +14,7 @@ from denetdm_cli.runs import RunFolder
 from denetdm_cli.schema import Config
 from denetdm_cli.stages import Event
 from denetdm_cli.tracking import scalars, tracked
+from denetdm_cli.training import Progress
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +58,7 @@ def test_a_tracker_hears_of_every_epoch(
     fake = Fake()
     events = train(tiny_config, tiny_dataset, {"fake": fake})
     assert fake.heard == ["open", 1, 2, 3, "complete"]
-    assert [type(event).__name__ for event in events if not isinstance(event, stages.Progress)] == [
+    assert [type(event).__name__ for event in events if not isinstance(event, Progress)] == [
         "Began", "EpochDone", "EpochDone", "EpochDone", "Finished",
     ]  # fmt: skip
     assert STAMP.sub("", capsys.readouterr().err) == "fake: a place\n"

@@ -70,11 +70,13 @@ class _LinearReluLayers(torch.autograd.Function):
 
 
 class _UnderVmap(torch.autograd.Function):
-    """Lets torch.vmap hand all that it stacks to `_LinearReluLayers` at once."""
+    """Lets torch.vmap hand all that it stacks to `_LinearReluLayers` at once; without it, layers that are frozen."""
 
     @staticmethod
     def forward(x: Tensor, *parameters: Tensor) -> Tensor:
-        raise NotImplementedError("only torch.vmap calls this")
+        for weight, bias in zip(parameters[::2], parameters[1::2], strict=True):
+            x = torch.addmm(bias, x, weight.mT).relu_()
+        return x
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
