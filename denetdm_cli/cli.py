@@ -1,5 +1,6 @@
 """The commands. Each gathers its options, calls the core and shows the result; heavy imports wait until then."""
 
+import os
 import re
 import shlex
 import shutil
@@ -42,24 +43,38 @@ def main() -> NoReturn:
     """Run the program; a user's mistake ends in two lines and the exit code of its kind, never in a traceback."""
     logs.reset()
     keep_libraries_to_allotment()
+    code = _run()
+    if "WORLD_SIZE" in os.environ:  # one of several ranks
+        # DistributedDataParallel leaves threads of its process group behind for good. They can abort the process while
+        # the interpreter takes itself down, so that is skipped.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _run() -> int:
+    """Run the command that was asked for and return the exit code."""
     try:
         with stopping.listening():
             app(prog_name="denetdm")
+    except SystemExit as end:
+        return int(end.code or 0)
     except KeyboardInterrupt as stop:  # before or after a command
-        sys.exit(stopping.exit_code(stop))
+        return stopping.exit_code(stop)
     except UserError as error:
-        _fail(error)
+        return _failed(error)
     except OSError as error:
         for line in traceback.format_exc().splitlines():
             logs.detail(line)
-        _fail(of_system(error))
-    sys.exit(0)
+        return _failed(of_system(error))
+    return 0
 
 
-def _fail(error: UserError) -> NoReturn:
+def _failed(error: UserError) -> int:
     if not error.told:
         logs.show_error(error)
-    sys.exit(error.exit_code)
+    return error.exit_code
 
 
 def _version(wanted: bool) -> None:

@@ -37,9 +37,11 @@ def launch(count: int, arguments: Sequence[str]) -> int:
             processes.append(subprocess.Popen([sys.executable, "-m", "denetdm_cli", *arguments], env=environment))
         return _follow(processes)
     except KeyboardInterrupt as stop:
-        for process in processes:  # Ctrl-C has reached them already, and a second one would not wait for the step
-            process.send_signal(stop.number if isinstance(stop, Stopped) and stop.number != SIGINT else SIGTERM)
-        _follow(processes)
+        # Ctrl-C has reached them already, and a second one would not wait for the step.
+        passed_on = stop.number if isinstance(stop, Stopped) and stop.number != SIGINT else SIGTERM
+        for process in processes:
+            process.send_signal(passed_on)
+        _follow(processes, passed_on)
         raise
     finally:
         for process in processes:
@@ -47,15 +49,21 @@ def launch(count: int, arguments: Sequence[str]) -> int:
             process.wait()
 
 
-def _follow(processes: Sequence["subprocess.Popen[bytes]"]) -> int:
-    """Wait until all have ended, but not for ever once one has failed; return what the run ended with."""
+def _follow(processes: Sequence["subprocess.Popen[bytes]"], passed_on: int = 0) -> int:
+    """Wait until all have ended, but not for ever once one has failed; return what the run ended with.
+
+    A rank may end by a signal that was passed on to it, as before its training begins.
+
+    Raises:
+        RankError: a rank ended by another signal.
+    """
     until = float("inf")
     while any(process.poll() is None for process in processes) and time.monotonic() < until:
         if until == float("inf") and any(process.poll() for process in processes):
             until = time.monotonic() + _SECONDS_TO_FOLLOW
         time.sleep(0.05)
     codes = [process.returncode for process in processes if process.poll()]
-    if killed := [-code for code in codes if code < 0]:
+    if killed := [-code for code in codes if code < 0 and -code != passed_on]:
         raise RankError(f"a process of the run was ended by signal {killed[0]}")
     # The one that failed says more than those that lost it.
     return next((code for code in codes if code != RankError.exit_code), RankError.exit_code if codes else 0)

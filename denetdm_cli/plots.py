@@ -5,6 +5,7 @@ import re
 import statistics
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
+from importlib import import_module
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,7 +53,7 @@ def require_matplotlib() -> None:
         ConfigError: it is not installed.
     """
     try:
-        import matplotlib  # noqa: F401 - only asked for
+        import_module("matplotlib")
     except ImportError as error:
         raise ConfigError(
             f"--plots needs matplotlib, which is not installed: {error}",

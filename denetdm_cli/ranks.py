@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, distributed
@@ -84,7 +84,7 @@ class Ranks:
         if isinstance(told[0], UserError):
             told[0].told = not self.first
             raise told[0]
-        return told[0]  # type: ignore[return-value] # what `work` gave
+        return cast("T", told[0])
 
     @contextmanager
     def first_enters(self, context: AbstractContextManager[None]) -> Iterator[None]:

@@ -112,7 +112,17 @@ def draw_sheet(dataset: Any, path: Path, name: str) -> None:
 
 def the_dataset(wanted: Any, source: Path | None, ranks: Any) -> Any:
     """Open a data set, or make it where it is missing, and say which; of several ranks the first makes it."""
-    stored, made = ranks.first_does(lambda: make_or_open([wanted], source, force=False))[0]
+    from denetdm_cli.data.store import open_dataset
+
+    here: list[Any] = []
+
+    def make() -> tuple[Path, bool]:
+        ((stored, made),) = make_or_open([wanted], source, force=False)
+        here.append(stored)
+        return stored.path, made
+
+    path, made = ranks.first_does(make)  # the path alone: images are not sent from rank to rank
+    stored = here[0] if here else open_dataset(path)
     say(f"data set {stored.path} {'made now' if made else 'is there already'}")
     detail(f"digest of the data set {stored.digest}, of its evaluation images {stored.evaluation_digest}")
     return stored

@@ -1,10 +1,12 @@
 """Data that several tests share."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from loopback import Site, serving
 from tests_support import glyph_mnist
 
 from denetdm_cli.config import load, preset_path
@@ -12,6 +14,9 @@ from denetdm_cli.data.coloredmnist import coloured_mnist_folder, make_coloured_m
 from denetdm_cli.data.mnist import Mnist
 from denetdm_cli.data.store import StoredDataset
 from denetdm_cli.schema import Config
+
+for _name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):  # tests are alone, whatever started them
+    os.environ.pop(_name, None)
 
 
 @pytest.fixture(scope="session")
@@ -62,3 +67,11 @@ def tiny_dataset(tiny_config: Config) -> StoredDataset:
     return make_coloured_mnist(
         mnist, path, ratio=dataset.ratio, severity=dataset.severity, seed=dataset.seed, replace=False
     )
+
+
+@pytest.fixture
+def site(model: bytes) -> Iterator[Site]:
+    """A server on loopback that has the file of a model; `model` is that of the module that asks."""
+    with serving() as made:
+        made.content = model
+        yield made

@@ -6,12 +6,11 @@ import re
 import shutil
 import sys
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from loopback import Drive, Heard, Site, cut, dropped, serving, status
+from loopback import Drive, Heard, Site, cut, dropped, status
 
 from denetdm_cli import checkpoint, transfer
 from denetdm_cli.authors_models import DRIVE_ADDRESS, PUBLISHED
@@ -61,13 +60,6 @@ def other() -> bytes:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfer, "PAUSES", (0.0, 0.0, 0.0))
-
-
-@pytest.fixture
-def site(model: bytes) -> Iterator[Site]:
-    with serving() as made:
-        made.content = model
-        yield made
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from cli_support import call, contents, good, plain, refused
-from loopback import Site, cut, dropped, endless, serving, status
+from loopback import Site, cut, dropped, endless, status
 from official_reference import Reference
 
 from denetdm_cli import checkpoint, console, published, transfer
@@ -47,13 +47,6 @@ def digest(model: bytes) -> str:
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfer, "PAUSES", (0.0, 0.0, 0.0))
-
-
-@pytest.fixture
-def site(model: bytes) -> Iterator[Site]:
-    with serving() as made:
-        made.content = model
-        yield made
 
 
 def file(path: str, content: bytes) -> Path:

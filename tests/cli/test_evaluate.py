@@ -147,6 +147,12 @@ class TestEvaluate:
         refused(2, call("evaluate", finished_run / "train-poe", other), "different train_poe.epochs")
         refused(2, call("evaluate", other, other / "last.safetensors"), "given twice")
 
+    def test_settings_of_stage_2_make_no_difference_to_stage_1(
+        self, finished_run: Path, train: Callable[..., Outcome], tmp_path: Path
+    ) -> None:
+        assert train("--seed", 1, "--set", "distill.tau=3").code == 0
+        good("evaluate", finished_run / "train-poe", tmp_path / "runs" / NAME / "seed1" / "train-poe")
+
     def test_images_that_picked_the_epoch_are_named(self, finished_run: Path, data_root: Path) -> None:
         def on_them(*words: object) -> bool:
             (result,) = json.loads(good("evaluate", finished_run / "train-poe", "--json", *words).out)["results"]

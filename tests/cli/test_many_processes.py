@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +26,8 @@ from cli_support import (
     signalled,
 )
 
-from denetdm_cli import checkpoint
+from denetdm_cli import __version__, checkpoint, stopping
+from denetdm_cli.launch import launch
 
 ALONE = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")} | {
     "OMP_NUM_THREADS": "1"
@@ -216,12 +218,38 @@ class TestWhatIsLost:
             time.sleep(0.05)
         assert 1 <= len(figures(folder)) < 4000
 
+    def test_stopped_while_they_wait_for_each_other(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        # Nothing is kept then, and ranks hear no handler: the signal that is passed on ends them.
+        (waiting := tmp_path / "waiting").write_text("#!/bin/sh\ntouch $RANK\nexec sleep 100\n")
+        waiting.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(waiting))
+
+        def stop() -> None:
+            while not (Path("0").exists() and Path("1").exists()):
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        with stopping.listening():
+            threading.Thread(target=stop).start()
+            with pytest.raises(stopping.Stopped):
+                launch(2, [])
+
     def test_usr2_stops_all_ranks(self, data_root: Path, tmp_path: Path) -> None:
         folder = tmp_path / "two" / NAME / "seed0" / "train-poe"
         words = [*map(str, options(data_root, 400)), "--out", "two", "--nproc", "2"]
         code, _, err = signalled(signal.SIGUSR2, [sys.executable, "-m", "denetdm_cli", *words], folder, env=ALONE)
         assert code == 75, err
         assert "Go on with: " in err
+
+
+def test_a_rank_ends_without_what_others_leave_for_the_end(tmp_path: Path) -> None:
+    program = "import atexit; atexit.register(print, 'late'); from denetdm_cli.cli import main; main()"
+    for environment, end in ((ALONE, "late\n"), (ALONE | {"WORLD_SIZE": "2"}, "")):
+        for words, code in ((["--version"], 0), (["status", "nowhere"], 4)):
+            ended = child("-c", program, *words, env=environment)
+            assert ended.returncode == code, ended
+            assert ended.stdout.endswith(f"{__version__}\n{end}" if code == 0 else end)
+            assert ended.stdout.count("late") == len(end) // 5
 
 
 class TestNamedTwice:

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,8 +157,9 @@ def test_evaluate_gives_the_probabilities_of_the_bare_loop(run: Run, tmp_path: P
 
 def stopped_after_an_epoch(events: Iterator[stages.Event]) -> None:
     """Drop a stage as a kill would."""
+    assert isinstance(events, Generator)
     next(event for event in events if isinstance(event, stages.EpochDone))
-    events.close()  # type: ignore[attr-defined]
+    events.close()
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from cli_support import EPOCHS, NAME, Outcome, call, good
 
+from denetdm_cli import separation
+
 BROKEN = ("--set", "model.deep.depth=20")
 """A deep branch that is dead from the start."""
 
@@ -37,6 +39,19 @@ def broken_run(broken: tuple[Outcome, Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(broken[1], tmp_path / "runs" / NAME / "seed0"))
 
 
+def test_training_images_are_told_from_those_of_the_evaluation_split(
+    train: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(train: Any, evaluation: Any) -> list[str]:
+        return [json.dumps([train, evaluation])]
+
+    monkeypatch.setattr(separation, "warnings", asked)
+    assert train("--epochs", 1).code == 0
+    signs = noted(tmp_path / "runs" / NAME / "seed0" / "train-poe")["last"]
+    assert signs["train"] != signs["evaluation"]
+    assert json.loads(signs["warnings"][0]) == [signs["train"], signs["evaluation"]]
+
+
 class TestBroken:
     def test_it_is_said_at_the_end_on_stderr(self, broken: tuple[Outcome, Path]) -> None:
         outcome, _ = broken
@@ -48,8 +63,8 @@ class TestBroken:
 
     def test_it_is_kept_in_the_run_folder(self, broken: tuple[Outcome, Path]) -> None:
         outcome, run = broken
-        for separation in noted(run / "train-poe").values():
-            assert separation.keys() == {"train", "evaluation", "warnings"}
+        for signs in noted(run / "train-poe").values():
+            assert signs.keys() == {"train", "evaluation", "warnings"}
         (kept,) = noted(run / "train-poe")["last"]["warnings"]
         assert warnings(outcome) == [f"warning: {kept}"]
         records = [json.loads(line) for line in (run / "train-poe" / "metrics.jsonl").read_text().splitlines()]
