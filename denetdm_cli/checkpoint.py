@@ -31,6 +31,7 @@ class _DatasetFacts(BaseModel):
     path: str | None
     digest: str | None
     evaluation_digest: str | None
+    valid_digest: str | None = None
     image_shape: tuple[PositiveInt, PositiveInt, PositiveInt]
     class_names: list[str] = Field(min_length=1)
     bias_names: list[str]

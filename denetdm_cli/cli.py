@@ -137,6 +137,7 @@ def make_data(
         "dataset.root": data_root,
     }
     chosen = config.load(path, settings or ()).dataset
+    shell.require_of_dataset(settings or ())
     shell.require_options(dataset, chosen, options | {"dataset.ratio": ratio or None, "frost": frost})
     wanted = [
         shell.absolute(config.load(path, settings or (), options | {"dataset.ratio": value})).dataset
@@ -176,6 +177,7 @@ def validate(
         show_dataset(stored, f"{data} (sound)", groups=True)
         shell.draw_sheet(stored, sheet, stored.path.name)
         return
+    shell.require_of_dataset(settings or ())
     given = {setting.partition("=")[0].strip() for setting in settings or ()}
     if unused := sorted(given & {"dataset.root", "dataset.folder"}):
         raise ConfigError(f"--set {unused[0]}: validate keeps no data set", "Leave it out; it is for make-data.")

@@ -1,6 +1,7 @@
 """How a configuration is read: a YAML preset or file, then `--set` and plain options on top."""
 
 import difflib
+import json
 import re
 import types
 import typing
@@ -19,6 +20,11 @@ from denetdm_cli.presets import preset_folder, preset_names
 from denetdm_cli.schema import KINDS, Config
 
 _SHOWN_LENGTH = 80
+
+
+def as_yaml(value: object) -> str:
+    """A value of a key on one line, as it may stand in YAML."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def to_yaml(config: Config) -> str:

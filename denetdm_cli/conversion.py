@@ -127,6 +127,7 @@ def _metadata(kind: Official, source: Mapping[str, str | int | None]) -> dict[st
             "path": None,
             "digest": None,
             "evaluation_digest": None,
+            "valid_digest": None,
             "recipe": None,
             "image_shape": list(ARCHITECTURES[kind.dataset].image_shape),
             "class_names": classes,

@@ -253,7 +253,7 @@ def _title(group: Group, what: str, *, ratio: bool = True) -> str:
         name += f", {100 * group.ratio:g} % conflicting"
     if group.teacher not in (None, "last"):
         name += f", teacher {group.teacher}"
-    settings = ", ".join(f"{setting.key}={setting.value}" for setting in group.settings)
+    settings = ", ".join(map(str, group.settings))
     return "\n".join([*textwrap.wrap(shown(name), 52), what, *textwrap.wrap(shown(settings), 52)])
 
 

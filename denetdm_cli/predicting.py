@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from denetdm_cli.allotment import cpu_allotment
-from denetdm_cli.data.archives import found_in, image_files
+from denetdm_cli.data.archives import found_in, image_files, refuse
 from denetdm_cli.data.augment import Normalisation
 from denetdm_cli.data.importing import UnreadableError, read_image
 from denetdm_cli.data.progress import Reporter
@@ -86,12 +86,13 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
     """Files as they are given, and the images below folders by name; each once.
 
     Raises:
-        DataError: a path does not exist, or a folder holds no image.
+        DataError: paths do not exist, or a folder holds no image.
     """
     found: dict[str, Path] = {}
+    paths = list(paths)
+    if missing := [str(path) for path in paths if not (path.is_file() or path.is_dir())]:
+        refuse("no image or folder", missing, "Check the path; nothing was classified.")
     for path in paths:
-        if not (path.is_file() or path.is_dir()):
-            raise DataError(f"no image or folder {path}", "Check the path.")
         files = [path]
         if path.is_dir():
             files, _ = image_files(path)

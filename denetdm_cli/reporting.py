@@ -30,11 +30,15 @@ class FinishedStage(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """A setting that is not the preset's."""
+    """A setting that is not the preset's; None is null, and of the preset also a key that it does not have."""
 
     key: str
     value: Any
     preset: Any
+
+    def __str__(self) -> str:
+        """As YAML has it."""
+        return f"{self.key}={configuration.as_yaml(self.value)}"
 
 
 @dataclass(frozen=True)
@@ -137,8 +141,7 @@ class Group:
         """Those that tell bias from signal, after the one to report; by class alone where there are no bias labels."""
         known = {metric for _, metric, _ in self.cells}
         wanted: list[Figure] = ["conflicting", "aligned"] if "conflicting" in known else ["accuracy", "worst_class"]
-        reported = [self.reported_metric] if self.stage == "distill" else []
-        return [metric for metric in dict.fromkeys(reported + wanted) if metric in known]
+        return [metric for metric in dict.fromkeys([self.reported_metric, *wanted]) if metric in known]
 
 
 def gather(runs: Iterable[FinishedStage], tell: Callable[[str], None]) -> list[Group]:

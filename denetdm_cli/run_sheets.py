@@ -6,6 +6,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from denetdm_cli.config import as_yaml
 from denetdm_cli.reporting import Cell, Group, Setting
 from denetdm_cli.schema import SELECTION_RULES
 from denetdm_cli.sheets import Sheet, duration
@@ -180,7 +181,7 @@ def _title(group: Group) -> str:
     title = f"{group.dataset}, stage 1: the branches"
     if group.stage == "distill":
         title = f"{group.dataset}, stage 2: the target model, its teacher by rule {group.teacher}"
-    return title + "".join(f", {setting.key}={setting.value}" for setting in group.settings)
+    return title + "".join(f", {setting}" for setting in group.settings)
 
 
 def _notes(groups: Sequence[Group], compared: bool) -> list[str]:
@@ -202,7 +203,7 @@ def _notes(groups: Sequence[Group], compared: bool) -> list[str]:
 
 
 def _setting(setting: Setting) -> str:
-    return f"{setting.key}={setting.value} (preset: {setting.preset})"
+    return f"{setting} (preset: {'not set' if setting.preset is None else as_yaml(setting.preset)})"
 
 
 def _mean(mean: float, std: float | None) -> str:

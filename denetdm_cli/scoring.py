@@ -57,11 +57,11 @@ class Score:
         """Whether the epoch, or its teacher's, was picked by its result on some of these very images; None: unknown."""
         trained_on, picked_on = self.metadata["dataset"], self.metadata["selection"]["picked_on"]
         own_valid = trained_on["own_valid_split"]
-        if not any(overlap(part, self.part, own_valid=own_valid) for part in picked_on):
-            return False
-        if trained_on["evaluation_digest"] is None:
+        shared = [part for part in picked_on if overlap(part, self.part, own_valid=own_valid)]
+        digests = {"valid_digest" if own_valid and part == "valid" else "evaluation_digest" for part in shared}
+        if any(trained_on.get(digest) is None for digest in digests):
             return None
-        return bool(self.dataset["evaluation_digest"] == trained_on["evaluation_digest"])
+        return any(self.dataset[digest] == trained_on[digest] for digest in digests)
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the single predictions."""
@@ -175,6 +175,7 @@ def score_all(
                 "folder": split_name,
                 "digest": dataset.digest,
                 "evaluation_digest": dataset.evaluation_digest,
+                "valid_digest": dataset.valid_digest,
                 "class_names": trained_on["class_names"],
                 "bias_names": _bias_names(dataset, trained_on["bias_names"]),
             },

@@ -243,6 +243,7 @@ def _describe(dataset: StoredDataset) -> dict[str, Any]:
         "path": str(dataset.path),
         "digest": dataset.digest,
         "evaluation_digest": dataset.evaluation_digest,
+        "valid_digest": dataset.valid_digest,
         "recipe": dict(dataset.manifest.recipe) if dataset.manifest else None,
         "image_shape": list(dataset.splits["train"].images.shape[1:]),
         "class_names": list(dataset.class_names),

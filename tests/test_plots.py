@@ -64,8 +64,9 @@ def test_equal_figures_give_equal_bytes(groups: list[Group], tmp_path: Path) -> 
 
 def test_lines_are_means_and_bands_reach_from_the_lowest_to_the_highest(groups: list[Group]) -> None:
     figure = plots._by_epoch(groups[2])
-    conflicting, aligned = figure.axes
-    assert [conflicting.get_ylabel(), aligned.get_ylabel()] == ["conflicting accuracy (%)", "aligned accuracy (%)"]
+    _, conflicting, aligned = figure.axes
+    labels = [f"{metric} accuracy (%)" for metric in ("unbiased", "conflicting", "aligned")]
+    assert [axes.get_ylabel() for axes in figure.axes] == labels
     assert aligned.get_xlabel() == "epoch"
     assert [line.get_label() for line in conflicting.lines] == ["shallow", "deep", "product"]
     assert len({line.get_color() for line in conflicting.lines}) == 3

@@ -183,8 +183,8 @@ def test_nothing_readable_is_an_error(tmp_path: Path) -> None:
 def test_what_is_not_there_is_refused_at_once(tmp_path: Path) -> None:
     shipped = _shipped(tmp_path)
     (good,) = _pictures(tmp_path, "good.png")
-    with pytest.raises(DataError, match="no image or folder"):
-        predict_files(shipped, [good, tmp_path / "none.png"], Listener())
+    with pytest.raises(DataError, match=r"no image or folder: .*gone\.png, .*nor this\.\n"):
+        predict_files(shipped, [good, tmp_path / "gone.png", tmp_path / "nor this"], Listener())
     folder = tmp_path / "papers"
     folder.mkdir()
     with pytest.raises(DataError, match="holds no images; found nothing"):

@@ -47,7 +47,7 @@ class TestMeans:
         (group,) = groups_of(tmp_path)
         assert len(group.cells) == 3 * 6 * 3
         assert group.predictors == ["shallow", "deep", "product"]
-        assert group.main_metrics == ["conflicting", "aligned"]
+        assert group.main_metrics == ["unbiased", "conflicting", "aligned"]
         assert group.cells["deep", "aligned", "last"].mean == pytest.approx(55.0)
 
     def test_figures_that_there_are_not(self, tmp_path: Path) -> None:

@@ -223,12 +223,15 @@ def _require_same_source(given: _Given, config: ImportConfig, dataset: StoredDat
     if digest is not None and noted.get("source_sha256") == digest:
         return  # the very archive, which need not be unpacked again
     key = "source_fingerprint"
-    found = _listed(config, given.root()).fingerprint()
+    listing = _listed(config, given.root())
+    found = listing.fingerprint()
     if noted.get(key, found) != found:
+        before = sum(len(split.target) for split in dataset.splits.values()) + int(noted["images_left_out"] or 0)
+        now = sum(map(len, listing.splits.values()))
         name = " (or --name)" if isinstance(config, FolderConfig) else ""
         raise DataError(
             f"{dataset.path} was imported from other files than {given.source} holds: "
-            f"{key} {noted[key]} there, {found} here",
+            f"{before:,} images then, {now:,} now, and names, labels or sizes of files differ",
             f"Leave out --source to use what is there, give another --data-root{name}, or replace it with "
             f"`{recipe.again} --force`.",
         )

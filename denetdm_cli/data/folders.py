@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +74,8 @@ def list_folder(source: Path, config: FolderConfig) -> Listing:
     if not splits["valid"] and not splits["test"]:
         splits, drawn = _drawn(splits["train"], config, source, classes, biases)
         notes += drawn
+    else:
+        notes += _gaps(splits, classes)
     return Listing(
         root=root,
         splits={name: items for name, items in splits.items() if items},
@@ -83,6 +85,17 @@ def list_folder(source: Path, config: FolderConfig) -> Listing:
         attribute_names=("label", "bias") if biases else ("label",),
         notes=tuple(notes),
     )
+
+
+def _gaps(splits: Mapping[str, list[Item]], classes: tuple[str, ...]) -> list[str]:
+    """A line for every given split to judge by that lacks a class."""
+    notes = []
+    for name in ("valid", "test"):
+        there = {item.target for item in splits[name]}
+        lacking = [label for number, label in enumerate(classes) if number not in there]
+        if there and lacking:
+            notes.append(f"Split {name} has no image of {first_few(lacking)}: nothing tells how well it is classified.")
+    return notes
 
 
 def _read_folders(source: Path) -> tuple[Path, list[_Row], list[str]]:
@@ -107,7 +120,8 @@ def _read_folders(source: Path) -> tuple[Path, list[_Row], list[str]]:
     if not rows:
         raise DataError(f"{root} has no class folders; found {found_in(root)}.", _FIX_FOLDERS)
     names = first_few(path.relative_to(root).as_posix() for path in ignored)
-    notes = [f"{len(ignored):,} files that are no images of a class are left out: {names}"] if ignored else []
+    what = "file that is no image of a class is" if len(ignored) == 1 else "files that are no images of a class are"
+    notes = [f"{len(ignored):,} {what} left out: {names}"] if ignored else []
     return root, rows, notes
 
 

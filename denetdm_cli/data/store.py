@@ -143,6 +143,11 @@ class StoredDataset:
         """SHA-256 of the evaluation images; the same for all conflict ratios of a recipe and seed."""
         return self.checksums[f"{self.evaluation_name}/{IMAGES}"]
 
+    @property
+    def valid_digest(self) -> str | None:
+        """SHA-256 of the images of the split to select on, where it is one of its own."""
+        return None if self.held_out is None else self.checksums[f"valid/{IMAGES}"]
+
     def files(self, split: str) -> list[str] | None:
         """Names of the files that the images of a split come from; None where that is not known."""
         path = self.path / split / FILES

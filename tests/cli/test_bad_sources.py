@@ -397,7 +397,14 @@ class TestAnotherSource:
         assert "made now" in good(*MAKE, "--source", first).out
         before = contents(tmp_path)
         assert "was there already" in " ".join(good(*MAKE, "--source", first).out.split())
-        words = ("was imported from other files than", second, "--name", "--force")
+        words = (
+            "was imported from other files than",
+            second,
+            "images then, ",
+            "sizes of files differ",
+            "--name",
+            "--force",
+        )
         refused(3, call(*MAKE, "--source", second), tmp_path / "data" / "mine", *words)
         training = ("--dataset", "folder", "--device", "cpu", "--set", "dataset.size=16")
         refused(3, call("train-poe", *training, "--source", second), *words)

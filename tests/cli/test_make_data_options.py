@@ -53,6 +53,13 @@ def test_what_is_set_by_its_key_is_refused_by_its_key() -> None:
     refused(2, call("make-data", "bffhq", "--set", "dataset.ratio=0.1"), "dataset.ratio: unknown key")
 
 
+def test_what_is_for_a_training_is_refused(tmp_path: Path) -> None:
+    words = ("--set", "train_poe.epochs=3", "--set", "dataset.seed=1", "--set", "seed=2")
+    refused(2, call("make-data", "coloredmnist", *words), "--set train_poe.epochs, seed: this command trains nothing")
+    refused(2, call("validate", "nowhere", *words), "--set train_poe.epochs, seed: this command trains nothing")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_data_set_is_the_one_that_is_set(tmp_path: Path) -> None:
     outcome = call("make-data", "coloredmnist", "--set", "dataset={name: cmnist, root: data, ratio: 0.1}", "--seed", 1)
     refused(2, outcome, "has no option --seed")

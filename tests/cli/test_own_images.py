@@ -119,6 +119,24 @@ class TestFromImportToEvaluation:
         assert kept["epoch"] == 1 + figures.index(max(figures))
         assert kept["epoch"] > 1, "or keeping the first epoch would not show"
 
+    def test_images_that_picked_the_epoch_are_those_of_the_own_valid_split(self, tmp_path: Path) -> None:
+        source = table(tmp_path / "images", SPLITS, ("path", "label", "split", "bias"))
+        made(source)
+        good("train-poe", *tiny("mine", "--select", "valid"))
+        swapped = source.with_name("swapped.csv")
+        other = {"valid": "test", "test": "valid"}
+        swapped.write_text(re.sub(",(valid|test),", lambda found: f",{other[found[1]]},", source.read_text()))
+        made(swapped, "swapped")
+
+        def picked_on(name: str, part: str) -> bool:
+            words = ("--data", tmp_path / "data" / name, "--split", part, "--json")
+            (result,) = json.loads(good("evaluate", tmp_path / "runs" / "mine" / "seed0", *words).out)["results"]
+            return bool(result["selected_on_these_images"])
+
+        assert picked_on("mine", "valid")
+        assert not picked_on("mine", "test")
+        assert not picked_on("swapped", "valid")
+
     def test_selection_with_bias_labels_says_so(self, tmp_path: Path) -> None:
         made(table(tmp_path / "images", SPLITS, ("path", "label", "split", "bias")))
         good("train-poe", *tiny("mine", "--set", "train_poe.selection_metric=shallow.conflicting"))

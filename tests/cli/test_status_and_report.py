@@ -177,13 +177,23 @@ class TestReport:
         assert "published, other settings" in out
         assert "NOT the settings of the preset: train_poe.epochs=3 (preset: 100)." in out
 
+    def test_settings_are_shown_as_they_are_written(self, tmp_path: Path) -> None:
+        settings = ("train_poe.drop_last=false", "data.random_resized_crop=[0.5, 1]")
+        finished(tmp_path / "runs", 0, 0.5, settings=settings)
+        out = good("report", "runs").out
+        assert ", data.random_resized_crop=[0.5, 1.0], train_poe.drop_last=false\n" in out
+        assert "data.random_resized_crop=[0.5, 1.0] (preset: not set); train_poe.drop_last=false (preset: true)." in out
+        normalised = ("data.mean=null", "data.std=null")
+        finished(tmp_path / "bar", 0, 0.5, preset="bar", settings=normalised)
+        assert ", data.mean=null, data.std=null\n" in good("report", "bar").out
+
     @pytest.mark.parametrize("layout", ["markdown", "latex", "table"])
     def test_forms_for_people_hold_the_same(self, tmp_path: Path, layout: str) -> None:
         for seed, value in ((0, 0.5), (2, 0.54)):
             finished(tmp_path / "runs", seed, value, stage="train-poe")
         out = good("report", "runs", "--format", layout).out
         assert "0, 2" in out
-        assert out.count("42.00 (2.83)") == 1
+        assert out.count("42.00 (2.83)") == 2, "of the shallow branch, conflicting and unbiased"
         assert out.count("83.17 (0.96)") == 1
 
     def test_csv(self, tmp_path: Path) -> None:

@@ -49,7 +49,16 @@ def refused(source: Path, **changes: Any) -> str:
 
 
 def test_class_folders_by_split(tmp_path: Path) -> None:
-    touch(tmp_path, "train/10/b.png", "train/10/deep/er/a.JPG", "train/9/c.webp", "val/9/d.png", "test/10/e.tiff")
+    touch(
+        tmp_path,
+        "train/10/b.png",
+        "train/10/deep/er/a.JPG",
+        "train/9/c.webp",
+        "val/9/d.png",
+        "val/10/f.png",
+        "test/10/e.tiff",
+        "test/9/g.gif",
+    )
     touch(tmp_path, "train/9/.hidden.png", "train/Thumbs.db", ".DS_Store", "train/.git/x/y.png")
     listing = list_folder(tmp_path, config())
     assert listing.class_names == ("9", "10"), "numbers are sorted as numbers"
@@ -59,8 +68,8 @@ def test_class_folders_by_split(tmp_path: Path) -> None:
             Item(tmp_path / "train/10/deep/er/a.JPG", 1, None),
             Item(tmp_path / "train/9/c.webp", 0, None),
         ],
-        "valid": [Item(tmp_path / "val/9/d.png", 0, None)],
-        "test": [Item(tmp_path / "test/10/e.tiff", 1, None)],
+        "valid": [Item(tmp_path / "val/10/f.png", 1, None), Item(tmp_path / "val/9/d.png", 0, None)],
+        "test": [Item(tmp_path / "test/10/e.tiff", 1, None), Item(tmp_path / "test/9/g.gif", 0, None)],
     }
     assert listing.root == tmp_path
     assert listing.bias_names == listing.aligned == listing.notes == ()
@@ -74,6 +83,17 @@ def test_one_given_split_is_enough(tmp_path: Path, given: str) -> None:
         "train": ["train/a/1.png", "train/b/2.png"],
         given: [f"{given}/a/3.png"],
     }
+
+
+def test_a_class_that_is_not_tested_is_told(tmp_path: Path) -> None:
+    rows = [
+        f"{split}/{name}.png,{name},{split}" for split, names in (("train", "abc"), ("test", "b")) for name in names
+    ]
+    listing = list_folder(table(tmp_path, "\n".join(["path,label,split", *rows, "valid/a.png,a,valid"])), config())
+    assert listing.notes == (
+        "Split valid has no image of b, c: nothing tells how well it is classified.",
+        "Split test has no image of a, c: nothing tells how well it is classified.",
+    )
 
 
 @pytest.mark.parametrize("prefix", ["", "train/", "mine/", "mine/train/", "up/mine/"])
@@ -130,7 +150,14 @@ def test_shares_that_leave_nothing(tmp_path: Path) -> None:
 
 def test_other_files_are_noted(tmp_path: Path) -> None:
     touch(
-        tmp_path, "train/a/1.png", "train/b/2.png", "test/a/1.png", "train/a/notes.txt", "train/loose.png", "readme.md"
+        tmp_path,
+        "train/a/1.png",
+        "train/b/2.png",
+        "test/a/1.png",
+        "test/b/1.png",
+        "train/a/notes.txt",
+        "train/loose.png",
+        "readme.md",
     )
     listing = list_folder(tmp_path, config())
     assert names(listing)["train"] == ["train/a/1.png", "train/b/2.png"]
