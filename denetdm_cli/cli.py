@@ -59,9 +59,10 @@ def _run() -> int:
         with stopping.listening():
             app(prog_name="denetdm")
     except SystemExit as end:
-        return int(end.code or 0)
+        stop = _stop_behind(end)
+        return int(end.code or 0) if stop is None else _stopped(stop)
     except KeyboardInterrupt as stop:  # before or after a command
-        return stopping.exit_code(stop)
+        return _stopped(stop)
     except UserError as error:
         return _failed(error)
     except OSError as error:
@@ -69,6 +70,20 @@ def _run() -> int:
             logs.detail(line)
         return _failed(of_system(error))
     return 0
+
+
+def _stop_behind(end: SystemExit) -> KeyboardInterrupt | None:
+    """What stopped the program while its options were read, which typer takes for Ctrl-C whatever it was."""
+    error: BaseException | None = end
+    while error is not None and not isinstance(error, KeyboardInterrupt | typer.Exit):
+        error = error.__cause__ or error.__context__
+    return error if isinstance(error, KeyboardInterrupt) else None
+
+
+def _stopped(stop: KeyboardInterrupt) -> int:
+    if isinstance(stop, stopping.Stopped) and not stop.told:
+        logs.say(f"stopped by {stop}", always=True)
+    return stopping.exit_code(stop)
 
 
 def _failed(error: UserError) -> int:

@@ -90,8 +90,8 @@ def of_system(error: OSError) -> StorageError:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     return StorageError(
         f"{error.filename}: {error.strerror}" if error.filename else str(error),
-        "Make room, or give another folder. Nothing is half-written, and completed epochs are kept: the same command "
-        "goes on from there."
+        "Make room, or give another folder. Nothing is half-written: the same command goes on from the last state that "
+        "could be written."
         if full
         else "Check the path and its permissions, or give another one.",
     )

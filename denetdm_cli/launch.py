@@ -8,8 +8,8 @@ import time
 from collections.abc import Sequence
 from signal import SIGINT, SIGTERM
 
+from denetdm_cli import stopping
 from denetdm_cli.errors import RankError
-from denetdm_cli.stopping import Stopped
 
 LAUNCHED = "DENETDM_LAUNCHED"
 """Set in the environment of the ranks, which need not launch any."""
@@ -30,35 +30,34 @@ def launch(count: int, arguments: Sequence[str]) -> int:
     processes: list[subprocess.Popen[bytes]] = []
     port = _free_port()
     try:
-        for rank in range(count):
-            numbers = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": count}
-            said = {**numbers, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, LAUNCHED: 1}
-            environment = os.environ | {name: str(value) for name, value in said.items()}
-            processes.append(subprocess.Popen([sys.executable, "-m", "denetdm_cli", *arguments], env=environment))
-        return _follow(processes)
-    except KeyboardInterrupt as stop:
-        # Ctrl-C has reached them already, and a second one would not wait for the step.
-        passed_on = stop.number if isinstance(stop, Stopped) and stop.number != SIGINT else SIGTERM
-        for process in processes:
-            process.send_signal(passed_on)
-        _follow(processes, passed_on)
-        raise
+        with stopping.deferred():  # the ranks need their time however many signals come
+            for rank in range(count):
+                numbers = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": count}
+                said = {**numbers, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, LAUNCHED: 1}
+                environment = os.environ | {name: str(value) for name, value in said.items()}
+                processes.append(subprocess.Popen([sys.executable, "-m", "denetdm_cli", *arguments], env=environment))
+            return _follow(processes)
     finally:
         for process in processes:
             process.kill()
             process.wait()
 
 
-def _follow(processes: Sequence["subprocess.Popen[bytes]"], passed_on: int = 0) -> int:
+def _follow(processes: Sequence["subprocess.Popen[bytes]"]) -> int:
     """Wait until all have ended, but not for ever once one has failed; return what the run ended with.
 
-    A rank may end by a signal that was passed on to it, as before its training begins.
+    The signal that waits is passed on to them; it may end a rank at once, as before its training begins.
 
     Raises:
         RankError: a rank ended by another signal.
     """
-    until = float("inf")
+    until, passed_on = float("inf"), 0
     while any(process.poll() is None for process in processes) and time.monotonic() < until:
+        if stopping.waiting() and not passed_on:
+            # Ctrl-C has reached them already, and a second one would not wait for the step.
+            passed_on = SIGTERM if stopping.waiting() == SIGINT else stopping.waiting()
+            for process in processes:
+                process.send_signal(passed_on)
         if until == float("inf") and any(process.poll() for process in processes):
             until = time.monotonic() + _SECONDS_TO_FOLLOW
         time.sleep(0.05)

@@ -12,7 +12,7 @@ import torch
 from denetdm_cli import checkpoint
 from denetdm_cli.config import differences, from_mapping
 from denetdm_cli.data.batches import Batches
-from denetdm_cli.data.store import Split, StoredDataset, open_dataset
+from denetdm_cli.data.store import MANIFEST, Split, StoredDataset, open_dataset
 from denetdm_cli.errors import CheckpointError, ConfigError, DataError
 from denetdm_cli.evaluation import METRICS, Groups, Predictions, parts_of, predict
 from denetdm_cli.files import atomic_file
@@ -61,7 +61,12 @@ class Score:
         digests = {"valid_digest" if own_valid and part == "valid" else "evaluation_digest" for part in shared}
         if any(trained_on.get(digest) is None for digest in digests):
             return None
-        return any(self.dataset[digest] == trained_on[digest] for digest in digests)
+        if any(self.dataset[digest] == trained_on[digest] for digest in digests):
+            return True
+        known = all(self.dataset[digest] == trained_on.get(digest) for digest in ("evaluation_digest", "valid_digest"))
+        kinds = [(data.get("recipe") or {}).get("name") for data in (self.dataset, trained_on)]
+        # Splits that were drawn from one source in different ways may share images.
+        return None if picked_on and not known and kinds[0] is not None and kinds[0] == kinds[1] else False
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the single predictions."""
@@ -152,7 +157,8 @@ def score_all(
             )
         where = data or Path(trained_on["path"])
         if where not in datasets:
-            datasets[where] = open_dataset(where, classes=classes) if data else open_own(loaded.config)
+            unnamed = None if (where / MANIFEST).is_file() else classes  # a manifest says better what does not fit
+            datasets[where] = open_dataset(where, classes=unnamed) if data else open_own(loaded.config)
         dataset = datasets[where]
         if data is None:
             require_same_data(loaded.metadata, dataset, path)
@@ -176,6 +182,7 @@ def score_all(
                 "digest": dataset.digest,
                 "evaluation_digest": dataset.evaluation_digest,
                 "valid_digest": dataset.valid_digest,
+                "recipe": dict(dataset.manifest.recipe) if dataset.manifest else None,
                 "class_names": trained_on["class_names"],
                 "bias_names": _bias_names(dataset, trained_on["bias_names"]),
             },
@@ -262,9 +269,10 @@ def _require_fit(split: Split, dataset: StoredDataset, path: Path, trained_on: d
             f"{dataset.path} holds images of shape {found}, and {path} was trained on {expected}",
             "Give a data set of the same image size.",
         )
-    if dataset.manifest is not None and list(dataset.class_names) != trained_on["class_names"]:
+    classes = trained_on["class_names"]
+    if dataset.manifest is not None and list(dataset.class_names) != classes:
         raise DataError(
             f"{dataset.path} has the classes {', '.join(dataset.class_names)}, and {path} was trained on "
-            f"{', '.join(trained_on['class_names'])}",
+            f"{', '.join(classes)}",
             "Give a data set with the same classes in the same order.",
         )

@@ -41,9 +41,10 @@ def signs(model: ProductOfExperts, batches: Batches, index: Tensor) -> Signs:
         batches: where the images are taken from, without augmentation.
         index: (S,) int64, which.
     Returns:
-        `accuracy` by predictor and `chance`, 1/C; `disagreement`: share of images that the two branches give different
-        classes; and by branch `entropy`: mean entropy of a prediction, and `answers`: entropy of the classes predicted
-        over all images (and of the true ones as `labels`), 0 for a constant answer, both in units of log C;
+        `accuracy` by predictor, `chance`, 1/C, and `images`, S; `disagreement`: share of images that the two branches
+        give different classes; and by branch `entropy`: mean entropy of a prediction, and `answers`: entropy of the
+        classes predicted over all images (and of the true ones as `labels`), 0 for a constant answer, both in units of
+        log C;
         `dead_units`: share of the features that never change; `logit_share`: share of the variance of the product's
         logits that is the branch's (they add up to 1, and one can be negative); `free_depth`: whether its depth can be
         set to any number, so that a remedy may name that key.
@@ -67,6 +68,7 @@ def signs(model: ProductOfExperts, batches: Batches, index: Tensor) -> Signs:
     return {
         "accuracy": {name: _share(part == y) for name, part in predicted.items()},
         "chance": 1 / classes,
+        "images": len(index),
         "disagreement": _share(predicted["shallow"] != predicted["deep"]),
         "entropy": {name: _entropy(logits[name].softmax(dim=1), classes).mean().item() for name in _BRANCHES},
         "answers": {name: _answers(given, classes) for name, given in (*predicted.items(), ("labels", y))},
@@ -99,13 +101,15 @@ def warnings(train: Signs, evaluation: Signs) -> list[str]:
     found = []
     fall = {name: before - evaluation["accuracy"][name] for name, before in train["accuracy"].items()}
     above = {name: evaluation["accuracy"][name] - evaluation["chance"] for name in _BRANCHES}
-    if fall["shallow"] > max(fall["deep"], 0) + _CLEARLY_MORE:
+    # Two standard errors, at most: a fall on few images may be chance.
+    clearly_more = max(_CLEARLY_MORE, 2 / evaluation["images"] ** 0.5)
+    if fall["shallow"] > max(fall["deep"], 0) + clearly_more:
         found.append(
             "the branches separated the wrong way round: from training to evaluation images the shallow branch falls "
             f"from {_change(train, evaluation, 'shallow')} accuracy and the deep one goes from "
             f"{_change(train, evaluation, 'deep')}, so it is the shallow one that leans on the bias. {_remedy(train)}"
         )
-    elif fall["product"] > _CLEARLY_MORE and (
+    elif fall["product"] > clearly_more and (
         above["shallow"] < _BARELY_ABOVE_CHANCE or above["deep"] > _LARGE_PART * above["shallow"]
     ):
         found.append(

@@ -240,13 +240,10 @@ def _unfinished(folder: RunFolder, held: bool, written: float | None) -> StageSu
     completed = len(lines)
     if not held and folder.resume_file.exists():
         completed = _completed(folder, len(lines))
+    elif not held and not problem and completed > 1:
+        state, problem = "failed", f"{folder.resume_file.name} is missing, so it cannot go on; start anew with --force"
     elif not held and not problem:
-        state = "failed"
-        problem = (
-            f"{folder.resume_file.name} is missing, so it cannot go on; start anew with --force"
-            if completed > 1
-            else "it ended within its first epoch; the same command begins it anew"
-        )
+        completed, problem = 0, "no state was written yet, so the same command begins it anew"
     newest = _parse(folder, lines[:completed][-_EPOCHS_TIMED:], max(completed - _EPOCHS_TIMED, 0) + 1)
     seconds = sum(record.seconds for record in newest) / len(newest) if newest else None
     return StageSummary(

@@ -112,9 +112,11 @@ def _show_provenance(out: Console, score: Score) -> None:
     if score.on_selection_data:
         out.print("Some of these images picked an epoch, so the figures are too good for a test.", markup=False)
     elif score.on_selection_data is None:
+        converted = score.metadata["dataset"]["evaluation_digest"] is None
+        official = "The official code picks epochs by their results on its test images. " if converted else ""
         out.print(
-            "The official code picks epochs by their results on its test images. Whether these are among them is not "
-            "known; if they are, the figures are too good for a test.",
+            f"{official}Whether some of these images picked an epoch is not known; if so, the figures are too good for "
+            "a test.",
             markup=False,
         )
 

@@ -14,7 +14,7 @@ import torch
 from denetdm_cli import stopping, together
 from denetdm_cli.allotment import cores
 from denetdm_cli.data.store import StoredDataset, open_dataset
-from denetdm_cli.errors import UserError, of_system
+from denetdm_cli.errors import RankError, UserError, of_system
 from denetdm_cli.jobs import Job
 from denetdm_cli.runs import finished_stage_1
 from denetdm_cli.runtime import resolve_device
@@ -169,7 +169,7 @@ def _news(active: dict[Connection, tuple[int, int, BaseProcess]]) -> Iterator[tu
                 f"the process of {process.name} ended with {reason} and said nothing",
                 "Where memory ran out (signal 9), give a smaller --workers. The same command goes on from the last "
                 "state that was written.",
-                1,
+                RankError.exit_code,
             )
         if isinstance(news, Ended | Failed):
             process.join()

@@ -132,6 +132,7 @@ def healthy() -> tuple[Signs, Signs]:
     train: Signs = {
         "accuracy": {"shallow": 0.79, "deep": 0.99, "product": 0.99},
         "chance": 0.1,
+        "images": 1000,
         "disagreement": 0.22,
         "entropy": {"shallow": 0.29, "deep": 0.24},
         "answers": {"shallow": 0.93, "deep": 1.0, "product": 1.0, "labels": 1.0},
@@ -289,6 +290,17 @@ def test_that_the_evaluation_images_are_easier_is_no_fault() -> None:
 
 
 BRANCHES = ("shallow", "deep")
+
+
+@pytest.mark.parametrize("change", [_swapped, _both])
+def test_a_fall_on_few_images_may_be_chance(change: Callable[[Signs, Signs], None]) -> None:
+    train, evaluation = healthy()
+    change(train, evaluation)
+    words = "from training to evaluation images"
+    assert words in warnings(train, evaluation | {"images": 100})[0]
+    assert not any(words in each for each in warnings(train, evaluation | {"images": 4}))
+
+
 CHANGES = (_one_answer, _little_said, _dead_deep, _dead_shallow_beside_chance, _both_dead, _alike, _swapped, _both)
 
 

@@ -60,12 +60,17 @@ class TestStates:
         assert found.headline is not None
         assert found.headline.epoch == 7
 
-    @pytest.mark.parametrize(("lines", "word"), [(3, "--force"), (1, "first epoch"), (0, "first epoch")])
-    def test_what_cannot_go_on_has_failed(self, tmp_path: Path, lines: int, word: str) -> None:
-        found = summarise(unfinished(tmp_path, None, lines))
+    def test_what_cannot_go_on_has_failed(self, tmp_path: Path) -> None:
+        found = summarise(unfinished(tmp_path, None, 3))
         assert found.state == "failed"
-        assert word in str(found.problem)
+        assert "--force" in str(found.problem)
         assert found.seconds_left is None
+
+    @pytest.mark.parametrize("lines", [0, 1])
+    def test_what_begins_anew_is_stopped(self, tmp_path: Path, lines: int) -> None:
+        found = summarise(unfinished(tmp_path, None, lines))
+        assert (found.state, found.epoch, found.seconds_left, found.headline) == ("stopped", 0, None, None)
+        assert "the same command begins it anew" in str(found.problem)
 
     def test_a_stage_stopped_within_its_first_epoch_has_no_figures(self, tmp_path: Path) -> None:
         folder = unfinished(tmp_path, 0, 0)

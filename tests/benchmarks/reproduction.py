@@ -1,4 +1,4 @@
-"""Print the small summary of a reproduction that tests/data/reproduction keeps: the figures of every run, without paths.
+"""Print the summary of a reproduction that tests/data/reproduction keeps: the figures of every run, without paths.
 
 Run: denetdm report runs --format json | python tests/benchmarks/reproduction.py
 """

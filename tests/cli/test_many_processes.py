@@ -218,21 +218,37 @@ class TestWhatIsLost:
             time.sleep(0.05)
         assert 1 <= len(figures(folder)) < 4000
 
-    def test_stopped_while_they_wait_for_each_other(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        # Nothing is kept then, and ranks hear no handler: the signal that is passed on ends them.
-        (waiting := tmp_path / "waiting").write_text("#!/bin/sh\ntouch $RANK\nexec sleep 100\n")
-        waiting.chmod(0o755)
-        monkeypatch.setattr(sys, "executable", str(waiting))
+    @staticmethod
+    def stopped(ranks: str, numbers: list[int], monkeypatch: pytest.MonkeyPatch) -> stopping.Stopped:
+        """What becomes of a launcher that gets signals 0.1 s apart; its ranks are shell scripts."""
+        Path("ranks").write_text(f"#!/bin/sh\n{ranks}\n")
+        Path("ranks").chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(Path("ranks").absolute()))
 
-        def stop() -> None:
+        def send() -> None:
             while not (Path("0").exists() and Path("1").exists()):
                 time.sleep(0.01)
-            os.kill(os.getpid(), signal.SIGTERM)
+            for number in numbers:
+                os.kill(os.getpid(), number)
+                time.sleep(0.1)
 
         with stopping.listening():
-            threading.Thread(target=stop).start()
-            with pytest.raises(stopping.Stopped):
+            threading.Thread(target=send).start()
+            with pytest.raises(stopping.Stopped) as stop:
                 launch(2, [])
+        return stop.value
+
+    def test_stopped_while_they_wait_for_each_other(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        # Nothing is kept then, and ranks hear no handler: the signal that is passed on ends them.
+        stop = self.stopped("touch $RANK; exec sleep 100", [signal.SIGTERM], monkeypatch)
+        assert stop.number == signal.SIGTERM
+
+    def test_a_second_signal_leaves_them_their_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        ranks = "trap 'sleep 0.5; touch kept$RANK; exit 75' USR1; touch $RANK; while :; do sleep 0.02; done"
+        stop = self.stopped(ranks, [signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP], monkeypatch)
+        assert stop.number == signal.SIGUSR1
+        assert Path("kept0").exists()
+        assert Path("kept1").exists()
 
     def test_usr2_stops_all_ranks(self, data_root: Path, tmp_path: Path) -> None:
         folder = tmp_path / "two" / NAME / "seed0" / "train-poe"
@@ -250,6 +266,27 @@ def test_a_rank_ends_without_what_others_leave_for_the_end(tmp_path: Path) -> No
             assert ended.returncode == code, ended
             assert ended.stdout.endswith(f"{__version__}\n{end}" if code == 0 else end)
             assert ended.stdout.count("late") == len(end) // 5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells whose child a process is")
+def test_a_run_whose_process_is_killed(data_root: Path, tmp_path: Path) -> None:
+    words = [*map(str, options(data_root, 60)), "--seeds", "0-1", "--workers", "2", "--out", "two"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "denetdm_cli", *words], env=ALONE, stderr=subprocess.PIPE, text=True
+    )
+    folders = [tmp_path / "two" / NAME / seed / "train-poe" for seed in ("seed0", "seed1")]
+    until = time.monotonic() + 100
+    while not all((folder / "resume.safetensors").exists() for folder in folders):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    workers = [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(workers[0], signal.SIGKILL)
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 8, err
+    assert "ended with signal 9" in err
+    assert sorted((folder / "results.json").exists() for folder in folders) == [False, True]
 
 
 class TestNamedTwice:

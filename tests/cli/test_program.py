@@ -1,11 +1,12 @@
 """The program as a whole and its configurations: help, usage, `denetdm configs`."""
 
+import signal
 from pathlib import Path
 
 import pytest
 from cli_support import NAME, Outcome, call, child, contents, good, plain, refused
 
-from denetdm_cli import __version__, config
+from denetdm_cli import __version__, cli_options, config, stopping
 
 
 class TestProgram:
@@ -62,6 +63,17 @@ print(sorted({name.split(".")[0] for name in sys.modules} & {"torch", "torchvisi
         assert outcome.out == ""
         assert "Usage: denetdm" in outcome.err
         assert plain(outcome.err)
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGUSR1", 75), ("SIGINT", 130)])
+def test_a_signal_while_options_are_read(name: str, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(_: object) -> None:
+        raise stopping.Stopped(signal.Signals[name])
+
+    monkeypatch.setattr(cli_options, "choose", stopped)
+    outcome = call("status", "--quiet")
+    assert outcome.code == code
+    assert outcome.err.strip().endswith(f"stopped by {name}")
 
 
 class TestConfigs:

@@ -64,7 +64,7 @@ class TestStatus:
         for seed, break_it in damage.items():
             break_it(Path(shutil.copytree(run, runs / seed)) / "train-poe")
         outcome = good("status")
-        assert outcome.err == "7 done, 4 failed\n"
+        assert outcome.err == "7 done, 3 failed, 1 stopped\n"
         assert outcome.out.count(" done ") == 7
         for seed in ("seed1", "seed2", "seed3", "seed4"):
             assert f"{Path('runs', NAME, seed, 'train-poe')}: " in outcome.out
