@@ -126,6 +126,10 @@ def _show_groups(out: Console, score: Score) -> None:
     shipped = next(iter(score.metrics))
     groups = score.metrics[shipped]["groups"]
     if groups is None:
+        there = set(score.predictions.target.tolist())
+        absent = [name for number, name in enumerate(score.dataset["class_names"]) if number not in there]
+        if absent:
+            out.print(f"No image here of {', '.join(absent)}; the worst class is one of the others.", markup=False)
         return
     rows = [["-" if share is None else f"{100 * share:.1f}" for share in row] for row in groups]
     title = f"{shipped}: accuracy by group in % (rows: target, columns: bias)"

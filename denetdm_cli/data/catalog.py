@@ -12,7 +12,7 @@ from denetdm_cli.data.coloredmnist import coloured_mnist_recipe
 from denetdm_cli.data.corruptedcifar10 import corrupted_cifar10_recipe
 from denetdm_cli.data.folders import list_folder
 from denetdm_cli.data.frost import load_textures
-from denetdm_cli.data.importing import Listing, pack
+from denetdm_cli.data.importing import Listing, gap_notes, pack
 from denetdm_cli.data.layouts import list_bar, list_bffhq, list_dfa
 from denetdm_cli.data.mnist import lazy_mnist
 from denetdm_cli.data.progress import Reporter
@@ -164,7 +164,7 @@ def _import_recipe(config: ImportConfig, given: _Given, reporter: Reporter) -> R
                 f"Bring the files and import them once: `{again}`.",
             )
         listing = _listed(config, given.root())
-        for note in listing.notes:
+        for note in (*listing.notes, *gap_notes(listing)):
             reporter.warn(note)
         digest = given.sha256()
         return pack(

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,8 +74,6 @@ def list_folder(source: Path, config: FolderConfig) -> Listing:
     if not splits["valid"] and not splits["test"]:
         splits, drawn = _drawn(splits["train"], config, source, classes, biases)
         notes += drawn
-    else:
-        notes += _gaps(splits, classes)
     return Listing(
         root=root,
         splits={name: items for name, items in splits.items() if items},
@@ -85,17 +83,6 @@ def list_folder(source: Path, config: FolderConfig) -> Listing:
         attribute_names=("label", "bias") if biases else ("label",),
         notes=tuple(notes),
     )
-
-
-def _gaps(splits: Mapping[str, list[Item]], classes: tuple[str, ...]) -> list[str]:
-    """A line for every given split to judge by that lacks a class."""
-    notes = []
-    for name in ("valid", "test"):
-        there = {item.target for item in splits[name]}
-        lacking = [label for number, label in enumerate(classes) if number not in there]
-        if there and lacking:
-            notes.append(f"Split {name} has no image of {first_few(lacking)}: nothing tells how well it is classified.")
-    return notes
 
 
 def _read_folders(source: Path) -> tuple[Path, list[_Row], list[str]]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from denetdm_cli.allotment import cpu_allotment
-from denetdm_cli.data.archives import gigabytes, refuse
+from denetdm_cli.data.archives import first_few, gigabytes, refuse
 from denetdm_cli.data.progress import Reporter
 from denetdm_cli.data.store import Scalar, StoredDataset
 from denetdm_cli.data.writing import SplitWriter, new_dataset, opened
@@ -98,6 +98,17 @@ def count_notes(splits: Splits, published: Mapping[str, int]) -> tuple[str, ...]
         for name, count in published.items()
         if len(splits[name]) != count
     )
+
+
+def gap_notes(listing: Listing) -> tuple[str, ...]:
+    """A line for every split to judge by that lacks a class."""
+    found = []
+    for name in sorted(listing.splits.keys() - {"train"}, reverse=True):
+        there = {item.target for item in listing.splits[name]}
+        lacking = [label for number, label in enumerate(listing.class_names) if number not in there]
+        if lacking:
+            found.append(f"Split {name} has no image of {first_few(lacking)}: nothing tells how well it is classified.")
+    return tuple(found)
 
 
 def pack(

@@ -119,6 +119,15 @@ class TestFromImportToEvaluation:
         assert kept["epoch"] == 1 + figures.index(max(figures))
         assert kept["epoch"] > 1, "or keeping the first epoch would not show"
 
+    def test_a_class_that_is_not_tested_is_told(self, tmp_path: Path) -> None:
+        source = table(
+            tmp_path / "images", {"train": GROUPS, "test": [[2, 2, 2], [0, 0, 0]]}, ("path", "label", "split")
+        )
+        assert "Split test has no image of dog" in good("make-data", "folder", "--source", source, "--size", 16).err
+        good("train-poe", *tiny("mine"))
+        out = good("evaluate", tmp_path / "runs" / "mine" / "seed0").out
+        assert "No image here of dog; the worst class is one of the others." in out
+
     def test_images_that_picked_the_epoch_are_those_of_the_own_valid_split(self, tmp_path: Path) -> None:
         source = table(tmp_path / "images", SPLITS, ("path", "label", "split", "bias"))
         made(source)

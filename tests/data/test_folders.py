@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from denetdm_cli.data.folders import list_folder
-from denetdm_cli.data.importing import Item, Listing
+from denetdm_cli.data.importing import Item, Listing, gap_notes
 from denetdm_cli.errors import ConfigError, DataError
 from denetdm_cli.schema import FolderConfig
 
@@ -90,7 +90,7 @@ def test_a_class_that_is_not_tested_is_told(tmp_path: Path) -> None:
         f"{split}/{name}.png,{name},{split}" for split, names in (("train", "abc"), ("test", "b")) for name in names
     ]
     listing = list_folder(table(tmp_path, "\n".join(["path,label,split", *rows, "valid/a.png,a,valid"])), config())
-    assert listing.notes == (
+    assert gap_notes(listing) == (
         "Split valid has no image of b, c: nothing tells how well it is classified.",
         "Split test has no image of a, c: nothing tells how well it is classified.",
     )
