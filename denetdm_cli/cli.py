@@ -74,10 +74,8 @@ def _run() -> int:
 
 def _stop_behind(end: SystemExit) -> KeyboardInterrupt | None:
     """What stopped the program while its options were read, which typer takes for Ctrl-C whatever it was."""
-    error: BaseException | None = end
-    while error is not None and not isinstance(error, KeyboardInterrupt | typer.Exit):
-        error = error.__cause__ or error.__context__
-    return error if isinstance(error, KeyboardInterrupt) else None
+    stop = None if end.__context__ is None else end.__context__.__cause__
+    return stop if isinstance(stop, KeyboardInterrupt) else None
 
 
 def _stopped(stop: KeyboardInterrupt) -> int:

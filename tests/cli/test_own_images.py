@@ -136,6 +136,9 @@ class TestFromImportToEvaluation:
         other = {"valid": "test", "test": "valid"}
         swapped.write_text(re.sub(",(valid|test),", lambda found: f",{other[found[1]]},", source.read_text()))
         made(swapped, "swapped")
+        fewer = source.with_name("fewer.csv")
+        fewer.write_text(re.sub(r".*,valid,.*\n", "", source.read_text(), count=1))
+        made(fewer, "fewer")
 
         def picked_on(name: str, part: str) -> bool | None:
             words = ("--data", tmp_path / "data" / name, "--split", part, "--json")
@@ -144,6 +147,7 @@ class TestFromImportToEvaluation:
 
         assert picked_on("mine", "valid") is True
         assert picked_on("mine", "test") is False
+        assert picked_on("fewer", "valid") is None, "the images of its test split alone are the same"
         assert picked_on("swapped", "valid") is None, "images of one source may be in any split of another draw"
 
     def test_selection_with_bias_labels_says_so(self, tmp_path: Path) -> None:

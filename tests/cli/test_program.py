@@ -71,7 +71,7 @@ def test_a_signal_while_options_are_read(name: str, code: int, monkeypatch: pyte
         raise stopping.Stopped(signal.Signals[name])
 
     monkeypatch.setattr(cli_options, "choose", stopped)
-    outcome = call("status", "--quiet")
+    outcome = call("--quiet", "status")
     assert outcome.code == code
     assert outcome.err.strip().endswith(f"stopped by {name}")
 
