@@ -6,6 +6,7 @@ import shlex
 import shutil
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -44,11 +45,12 @@ def main() -> NoReturn:
     logs.reset()
     keep_libraries_to_allotment()
     code = _run()
-    if "WORLD_SIZE" in os.environ:  # one of several ranks
+    if os.environ.get("WORLD_SIZE", "1") != "1":  # one of several ranks
         # DistributedDataParallel leaves threads of its process group behind for good. They can abort the process while
         # the interpreter takes itself down, so that is skipped.
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with suppress(OSError):  # a pipe that nobody reads any more
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
 

@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from signal import SIGINT, SIGTERM
 
 from denetdm_cli import stopping
-from denetdm_cli.errors import RankError
+from denetdm_cli.errors import EXIT_INTERRUPTED, EXIT_STOPPED, RankError
 
 LAUNCHED = "DENETDM_LAUNCHED"
 """Set in the environment of the ranks, which need not launch any."""
 
+_UNHURRIED = (None, 0, EXIT_STOPPED, EXIT_INTERRUPTED)
+"""What a rank ends with, or not yet, when the others may take their time: one may still be writing the state."""
 _SECONDS_TO_FOLLOW = 15.0
 """How long ranks have to end by themselves once one of them has failed; without it they may wait for ever."""
 
@@ -58,11 +60,11 @@ def _follow(processes: Sequence["subprocess.Popen[bytes]"]) -> int:
             passed_on = SIGTERM if stopping.waiting() == SIGINT else stopping.waiting()
             for process in processes:
                 process.send_signal(passed_on)
-        if until == float("inf") and any(process.poll() for process in processes):
+        if until == float("inf") and any(process.poll() not in _UNHURRIED for process in processes):
             until = time.monotonic() + _SECONDS_TO_FOLLOW
         time.sleep(0.05)
     codes = [process.returncode for process in processes if process.poll()]
-    if killed := [-code for code in codes if code < 0 and -code != passed_on]:
+    if killed := [-code for code in codes if code < 0 and -code not in (passed_on, stopping.waiting())]:
         raise RankError(f"a process of the run was ended by signal {killed[0]}")
     # The one that failed says more than those that lost it.
     return next((code for code in codes if code != RankError.exit_code), RankError.exit_code if codes else 0)

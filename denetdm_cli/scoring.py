@@ -63,7 +63,10 @@ class Score:
             return None
         if any(self.dataset[digest] == trained_on[digest] for digest in digests):
             return True
-        known = all(self.dataset[digest] == trained_on.get(digest) for digest in ("evaluation_digest", "valid_digest"))
+        judged = ("evaluation_digest", "valid_digest")
+        known = self.dataset["digest"] == trained_on["digest"] or all(
+            self.dataset[digest] == trained_on.get(digest) for digest in judged
+        )
         kinds = [(data.get("recipe") or {}).get("name") for data in (self.dataset, trained_on)]
         # Splits that were drawn from one source in different ways may share images.
         return None if picked_on and not known and kinds[0] is not None and kinds[0] == kinds[1] else False

@@ -101,7 +101,7 @@ def warnings(train: Signs, evaluation: Signs) -> list[str]:
     found = []
     fall = {name: before - evaluation["accuracy"][name] for name, before in train["accuracy"].items()}
     above = {name: evaluation["accuracy"][name] - evaluation["chance"] for name in _BRANCHES}
-    # Two standard errors, at most: a fall on few images may be chance.
+    # On few images a fall may be chance; this is at least two standard errors of how much one falls more than another.
     clearly_more = max(_CLEARLY_MORE, 2 / evaluation["images"] ** 0.5)
     if fall["shallow"] > max(fall["deep"], 0) + clearly_more:
         found.append(

@@ -169,7 +169,7 @@ def _news(active: dict[Connection, tuple[int, int, BaseProcess]]) -> Iterator[tu
                 f"the process of {process.name} ended with {reason} and said nothing",
                 "Where memory ran out (signal 9), give a smaller --workers. The same command goes on from the last "
                 "state that was written.",
-                RankError.exit_code,
+                RankError.exit_code if code < 0 else 1,
             )
         if isinstance(news, Ended | Failed):
             process.join()

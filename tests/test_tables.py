@@ -131,10 +131,17 @@ def score(data: StoredDataset, seed: int = 0, **changes: Any) -> Score:
         "epoch": 100,
         "reported_metric": "worst_group",
         "selection": provenance("last", "shallow.unbiased", None),
-        "dataset": {"evaluation_digest": "e", "valid_digest": "v", "own_valid_split": True},
+        "dataset": {"digest": "d", "evaluation_digest": "e", "valid_digest": "v", "own_valid_split": True},
         **changes,
     }
-    facts = {"path": "data/own", "folder": "test", "evaluation_digest": "e", "valid_digest": "v", **names}
+    facts = {
+        "path": "data/own",
+        "folder": "test",
+        "digest": "d",
+        "evaluation_digest": "e",
+        "valid_digest": "v",
+        **names,
+    }
     found = predictions.metrics(groups)
     return Score(Path(f"{seed}.safetensors"), metadata, "evaluation", facts, found, predictions, "cpu", None)
 

@@ -226,7 +226,7 @@ def _require_same_source(given: _Given, config: ImportConfig, dataset: StoredDat
     listing = _listed(config, given.root())
     found = listing.fingerprint()
     if noted.get(key, found) != found:
-        before = sum(len(split.target) for split in dataset.splits.values()) + int(noted["images_left_out"] or 0)
+        before = sum(len(split.target) for split in dataset.splits.values()) + int(noted.get("images_left_out") or 0)
         now = sum(map(len, listing.splits.values()))
         name = " (or --name)" if isinstance(config, FolderConfig) else ""
         raise DataError(

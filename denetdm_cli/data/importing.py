@@ -107,7 +107,7 @@ def gap_notes(listing: Listing) -> tuple[str, ...]:
         there = {item.target for item in listing.splits[name]}
         lacking = [label for number, label in enumerate(listing.class_names) if number not in there]
         if lacking:
-            found.append(f"Split {name} has no image of {first_few(lacking)}: nothing tells how well it is classified.")
+            found.append(f"Split {name} has no image of {first_few(lacking)}, so no figure on it counts them.")
     return tuple(found)
 
 

@@ -91,8 +91,8 @@ def test_a_class_that_is_not_tested_is_told(tmp_path: Path) -> None:
     ]
     listing = list_folder(table(tmp_path, "\n".join(["path,label,split", *rows, "valid/a.png,a,valid"])), config())
     assert gap_notes(listing) == (
-        "Split valid has no image of b, c: nothing tells how well it is classified.",
-        "Split test has no image of a, c: nothing tells how well it is classified.",
+        "Split valid has no image of b, c, so no figure on it counts them.",
+        "Split test has no image of a, c, so no figure on it counts them.",
     )
 
 
