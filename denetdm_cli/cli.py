@@ -63,7 +63,7 @@ def _run() -> int:
     except SystemExit as end:
         stop = _stop_behind(end)
         return int(end.code or 0) if stop is None else _stopped(stop)
-    except KeyboardInterrupt as stop:  # before or after a command
+    except KeyboardInterrupt as stop:  # outside typer
         return _stopped(stop)
     except UserError as error:
         return _failed(error)
@@ -75,7 +75,7 @@ def _run() -> int:
 
 
 def _stop_behind(end: SystemExit) -> KeyboardInterrupt | None:
-    """What stopped the program while its options were read, which typer takes for Ctrl-C whatever it was."""
+    """What stopped the program, which typer takes for Ctrl-C whatever it was."""
     stop = None if end.__context__ is None else end.__context__.__cause__
     return stop if isinstance(stop, KeyboardInterrupt) else None
 
@@ -152,7 +152,7 @@ def make_data(
         "dataset.root": data_root,
     }
     chosen = config.load(path, settings or ()).dataset
-    shell.require_of_dataset(settings or ())
+    shell.dataset_keys(settings or ())
     shell.require_options(dataset, chosen, options | {"dataset.ratio": ratio or None, "frost": frost})
     wanted = [
         shell.absolute(config.load(path, settings or (), options | {"dataset.ratio": value})).dataset
@@ -192,8 +192,7 @@ def validate(
         show_dataset(stored, f"{data} (sound)", groups=True)
         shell.draw_sheet(stored, sheet, stored.path.name)
         return
-    shell.require_of_dataset(settings or ())
-    given = {setting.partition("=")[0].strip() for setting in settings or ()}
+    given = shell.dataset_keys(settings or ())
     if unused := sorted(given & {"dataset.root", "dataset.folder"}):
         raise ConfigError(f"--set {unused[0]}: validate keeps no data set", "Leave it out; it is for make-data.")
     with scratch_folder() as scratch:

@@ -7,9 +7,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from denetdm_cli import stopping
 from denetdm_cli.authors_models import PUBLISHED
-from denetdm_cli.logs import Level, choose, say
+from denetdm_cli.logs import Level, choose
 from denetdm_cli.presets import preset_names
 
 
@@ -48,10 +47,7 @@ TrackOption = Annotated[
 
 
 class Program(TyperGroup):
-    """A program whose --quiet and --verbose are its commands' options as well, for people type them at the end.
-
-    A signal that stops a command ends it with the exit code of its kind.
-    """
+    """A program whose --quiet and --verbose are its commands' options as well, for people type them at the end."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
@@ -60,15 +56,6 @@ class Program(TyperGroup):
             option.expose_value = False  # their callbacks do the work; the functions of the commands need no argument
         for command in _commands(self):
             command.params = [*command.params, *shared]
-
-    def invoke(self, ctx: Any) -> Any:  # typer's own copy of click has the type
-        """Run the command that was named."""
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt as stop:
-            if isinstance(stop, stopping.Stopped) and not stop.told:
-                say(f"stopped by {stop}", always=True)
-            raise typer.Exit(stopping.exit_code(stop)) from None
 
 
 def _commands(group: Any) -> Iterator[Any]:

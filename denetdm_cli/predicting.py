@@ -82,14 +82,13 @@ def predict_files(shipped: Shipped, paths: Sequence[Path], reporter: Reporter) -
     return _predictions(shipped, files, reporter)
 
 
-def find_images(paths: Iterable[Path]) -> list[Path]:
+def find_images(paths: Sequence[Path]) -> list[Path]:
     """Files as they are given, and the images below folders by name; each once.
 
     Raises:
         DataError: paths do not exist, or a folder holds no image.
     """
     found: dict[str, Path] = {}
-    paths = list(paths)
     if missing := [str(path) for path in paths if not (path.is_file() or path.is_dir())]:
         refuse("no image or folder", missing, "Check the path; nothing was classified.")
     for path in paths:

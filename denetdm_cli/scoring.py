@@ -63,13 +63,13 @@ class Score:
             return None
         if any(self.dataset[digest] == trained_on[digest] for digest in digests):
             return True
-        judged = ("evaluation_digest", "valid_digest")
-        known = self.dataset["digest"] == trained_on["digest"] or all(
-            self.dataset[digest] == trained_on.get(digest) for digest in judged
+        unchanged = self.dataset["digest"] == trained_on["digest"] or all(
+            self.dataset[digest] == trained_on.get(digest) for digest in ("evaluation_digest", "valid_digest")
         )
-        kinds = [(data.get("recipe") or {}).get("name") for data in (self.dataset, trained_on)]
+        recipe, other = ((data.get("recipe") or {}).get("name") for data in (trained_on, self.dataset))
         # Splits that were drawn from one source in different ways may share images.
-        return None if picked_on and not known and kinds[0] is not None and kinds[0] == kinds[1] else False
+        may_share = bool(picked_on) and not unchanged and recipe is not None and recipe == other
+        return None if may_share else False
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the single predictions."""

@@ -50,18 +50,19 @@ def absolute(config: Any) -> Any:
     return config.model_copy(update={"dataset": dataset, "model": model, "out": pinned(config.out)})
 
 
-def require_of_dataset(settings: Sequence[str]) -> None:
-    """Refuse `--set` of keys that no data set is made with.
+def dataset_keys(settings: Sequence[str]) -> set[str]:
+    """The keys that `--set` names, where it may name those of the data set alone.
 
     Raises:
-        ConfigError: names them.
+        ConfigError: there are others; names them.
     """
-    keys = (setting.partition("=")[0].strip() for setting in settings)
+    keys = [setting.partition("=")[0].strip() for setting in settings]
     if others := [key for key in keys if key.split(".")[0] != "dataset"]:
         raise ConfigError(
             f"--set {', '.join(others)}: this command trains nothing, and makes data by the keys of dataset alone",
             "Leave it out; it is for train-poe and distill.",
         )
+    return set(keys)
 
 
 def require_options(name: str, dataset: Any, given: dict[str, Any]) -> None:

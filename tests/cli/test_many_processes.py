@@ -29,14 +29,29 @@ from cli_support import (
 from denetdm_cli import __version__, checkpoint, stopping
 from denetdm_cli.launch import launch
 
-ALONE = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")} | {
-    "OMP_NUM_THREADS": "1"
-}
+ALONE = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def options(data_root: Path, epochs: int = 2) -> list[object]:
     names = ("--dataset", "coloredmnist", "--ratio", 0.1, "--device", "cpu", "--data-root", data_root)
     return ["train-poe", *names, "--epochs", epochs, "--set", "distill.epochs=2", "--set", "distill.batch_size=64"]
+
+
+def running(words: list[object], *folders: Path) -> "subprocess.Popen[str]":
+    """A command that goes on by itself once every one of some stages has written a state."""
+    command = [sys.executable, "-m", "denetdm_cli", *map(str, words)]
+    process = subprocess.Popen(command, env=ALONE, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 100
+    while not all((folder / "resume.safetensors").exists() for folder in folders):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    return process
+
+
+def children(process: "subprocess.Popen[str]") -> list[int]:
+    """The processes that a process has started, on Linux."""
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
 
 
 def close(ours: object, theirs: object) -> bool:
@@ -181,25 +196,12 @@ class TestInOneProgram:
 class TestWhatIsLost:
     """Ranks and launchers that are killed."""
 
-    @staticmethod
-    def running(words: list[object], folder: Path) -> "subprocess.Popen[str]":
-        command = [sys.executable, "-m", "denetdm_cli", *map(str, words), "--nproc", "2"]
-        process = subprocess.Popen(command, env=ALONE, stderr=subprocess.PIPE, text=True)
-        until = time.monotonic() + 100
-        while not (folder / "resume.safetensors").exists():
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < until
-            time.sleep(0.01)
-        return process
-
-    @staticmethod
-    def ranks(process: "subprocess.Popen[str]") -> list[int]:
-        return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
-
     @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells whose child a process is")
     def test_a_rank_that_is_killed(self, data_root: Path, tmp_path: Path) -> None:
-        process = self.running([*options(data_root, 400), "--out", "two"], tmp_path / "two" / NAME / "seed0/train-poe")
-        os.kill(self.ranks(process)[1], signal.SIGKILL)
+        process = running(
+            [*options(data_root, 400), "--out", "two", "--nproc", 2], tmp_path / "two" / NAME / "seed0/train-poe"
+        )
+        os.kill(children(process)[1], signal.SIGKILL)
         _, err = process.communicate(timeout=100)
         assert process.returncode == 8, err
         assert "a process of the run was ended by signal 9" in err
@@ -208,8 +210,8 @@ class TestWhatIsLost:
     @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent is dead")
     def test_a_launcher_that_is_killed_leaves_none_behind(self, data_root: Path, tmp_path: Path) -> None:
         folder = tmp_path / "two" / NAME / "seed0" / "train-poe"
-        process = self.running([*options(data_root, 4000), "--out", "two"], folder)
-        ranks = self.ranks(process)
+        process = running([*options(data_root, 4000), "--out", "two", "--nproc", 2], folder)
+        ranks = children(process)
         process.kill()
         process.communicate(timeout=100)
         until = time.monotonic() + 60
@@ -270,18 +272,9 @@ def test_a_rank_ends_without_what_others_leave_for_the_end(tmp_path: Path) -> No
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells whose child a process is")
 def test_a_run_whose_process_is_killed(data_root: Path, tmp_path: Path) -> None:
-    words = [*map(str, options(data_root, 60)), "--seeds", "0-1", "--workers", "2", "--out", "two"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "denetdm_cli", *words], env=ALONE, stderr=subprocess.PIPE, text=True
-    )
     folders = [tmp_path / "two" / NAME / seed / "train-poe" for seed in ("seed0", "seed1")]
-    until = time.monotonic() + 100
-    while not all((folder / "resume.safetensors").exists() for folder in folders):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < until
-        time.sleep(0.01)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    workers = [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    process = running([*options(data_root, 60), "--seeds", "0-1", "--workers", 2, "--out", "two"], *folders)
+    workers = [pid for pid in children(process) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     os.kill(workers[0], signal.SIGKILL)
     _, err = process.communicate(timeout=100)
     assert process.returncode == 8, err
