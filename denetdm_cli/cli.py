@@ -59,7 +59,7 @@ def _run() -> int:
     """Run the command that was asked for and return the exit code."""
     try:
         with stopping.listening():
-            app(prog_name="denetdm")
+            _call()
     except SystemExit as end:
         stop = _stop_behind(end)
         return int(end.code or 0) if stop is None else _stopped(stop)
@@ -72,6 +72,19 @@ def _run() -> int:
             logs.detail(line)
         return _failed(of_system(error))
     return 0
+
+
+def _call() -> None:
+    """Run the command; a signal in the middle of an import may turn into any error, and is a stop all the same."""
+    try:
+        app(prog_name="denetdm")
+    except Exception as error:
+        stop = stopping.raised()
+        if stop is None or isinstance(error, UserError):
+            raise
+        for line in traceback.format_exc().splitlines():
+            logs.detail(line)
+        raise stop from None
 
 
 def _stop_behind(end: SystemExit) -> KeyboardInterrupt | None:

@@ -199,6 +199,7 @@ def _prepared(
     fresh = how.force or not folder.resume_file.exists()
     height, width, channels = dataset.evaluation.images.shape[1:]
     trained = method((channels, height, width), device, fresh)
+    stopping.begin()
     with how.ranks.first_enters(folder.claimed(config, how.resume, force=how.force)), stopping.deferred():
         if isinstance(trained, Distillation) and not config.data.augments:
             with stopping.at_once() if how.ranks.size == 1 else nullcontext():

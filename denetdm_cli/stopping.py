@@ -34,10 +34,14 @@ class Stopped(KeyboardInterrupt):
 
 
 class _Heard:
-    """Whether signals are to wait, and the one that does; a handler can only speak through something global."""
+    """Whether signals are to wait, the one that does, and what the newest that did not has raised.
+
+    A handler can only speak through something global.
+    """
 
     wait = False
     number = 0
+    raised: Stopped | None = None
 
 
 def exit_code(stop: KeyboardInterrupt) -> int:
@@ -61,12 +65,15 @@ def listening(names: Iterable[str] = ALWAYS) -> Iterator[None]:
     here = threading.current_thread() is threading.main_thread()
     numbers = {getattr(signal, f"SIG{name}") for name in names if here and hasattr(signal, f"SIG{name}")}
     before = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
+    outermost = not any(signal.getsignal(number) is _handle for number in signal.valid_signals())
     for number in before:
         signal.signal(number, _handle)
     try:
         yield
     finally:
         _Heard.number = 0
+        if outermost:
+            _Heard.raised = None
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -113,6 +120,11 @@ def at_once() -> Iterator[None]:
         yield
 
 
+def raised() -> Stopped | None:
+    """What the newest signal has raised that did not wait; None where there was none."""
+    return _Heard.raised
+
+
 def waiting() -> int:
     """The number of the signal that waits; 0 where none does."""
     return _Heard.number
@@ -127,6 +139,18 @@ def check() -> None:
     number, _Heard.number = _Heard.number, 0
     if number:
         raise Stopped(number)
+
+
+def begin() -> None:
+    """Raise again what a signal has raised, where long work begins, to which a program that was stopped does not come.
+
+    Destructors and imports swallow exceptions.
+
+    Raises:
+        Stopped: there was one.
+    """
+    if _Heard.raised is not None:
+        raise _Heard.raised
 
 
 @contextmanager
@@ -144,4 +168,5 @@ def _handle(number: int, _: FrameType | None) -> None:
         _Heard.number = _Heard.number or number
     else:
         _Heard.number = 0
-        raise Stopped(number)
+        _Heard.raised = Stopped(number)
+        raise _Heard.raised

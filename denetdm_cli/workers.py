@@ -78,6 +78,7 @@ def train_all(jobs: Sequence[Job], how: Plan) -> Generator[tuple[int, News], Non
     Raises:
         Stopped: a signal asked for it; every run has kept its state before this is raised.
     """
+    stopping.begin()
     context = multiprocessing.get_context("spawn")
     to_come = deque(enumerate(jobs))
     free = deque(range(how.workers))

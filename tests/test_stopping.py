@@ -1,6 +1,8 @@
 import os
 import signal
+import sys
 import threading
+import time
 
 import pytest
 
@@ -117,3 +119,19 @@ def test_threads_listen_to_nothing() -> None:
     thread.start()
     thread.join()
     assert found == [before]
+
+
+def test_what_was_swallowed_is_raised_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Careless:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+    with stopping.listening():
+        Careless()
+        with stopping.listening(("USR2",)):
+            pass
+        with pytest.raises(Stopped, match="SIGTERM"):
+            stopping.begin()
+    stopping.begin()

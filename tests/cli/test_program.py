@@ -1,6 +1,8 @@
 """The program as a whole and its configurations: help, usage, `denetdm configs`."""
 
+import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -74,6 +76,26 @@ def test_a_signal_while_options_are_read(name: str, code: int, monkeypatch: pyte
     outcome = call("--quiet", "status")
     assert outcome.code == code
     assert outcome.err.strip().endswith(f"stopped by {name}")
+
+
+def test_a_signal_that_an_import_turns_into_another_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def importing(_: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        except KeyboardInterrupt:
+            raise AttributeError("half a module") from None
+
+    monkeypatch.setattr(cli_options, "choose", importing)
+    outcome = call("--quiet", "status")
+    assert (outcome.code, outcome.err) == (75, "stopped by SIGTERM\n")
+
+    def broken(_: object) -> None:
+        raise AttributeError("a bug")
+
+    monkeypatch.setattr(cli_options, "choose", broken)
+    with pytest.raises(AttributeError, match="a bug"):
+        call("--quiet", "status")
 
 
 class TestConfigs:
