@@ -1,6 +1,6 @@
 """`python -m denetdm_cli` is the same program as `denetdm`."""
 
-from denetdm_cli.cli import main
+from denetdm_cli.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -14,7 +14,8 @@ from unittest import mock
 
 import pytest
 
-from denetdm_cli import checkpoint, cli
+from denetdm_cli.cli import app as cli
+from denetdm_cli.training import checkpoint
 
 NAME = "ColoredMNIST-Skewed0.1-Severity4"
 """The data set folder that the tests of the commands share."""

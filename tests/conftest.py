@@ -9,11 +9,11 @@ import pytest
 from loopback import Site, serving
 from tests_support import glyph_mnist
 
-from denetdm_cli.config import load, preset_path
-from denetdm_cli.data.coloredmnist import coloured_mnist_folder, make_coloured_mnist
-from denetdm_cli.data.mnist import Mnist
+from denetdm_cli.config.load import load, preset_path
+from denetdm_cli.config.schema import Config
+from denetdm_cli.data.raw.mnist import Mnist
 from denetdm_cli.data.store import StoredDataset
-from denetdm_cli.schema import Config
+from denetdm_cli.data.synthetic.colored_mnist import coloured_mnist_folder, make_coloured_mnist
 
 for _name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):  # tests are alone, whatever started them
     os.environ.pop(_name, None)

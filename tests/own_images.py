@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import numpy as np
 from PIL import Image
 
-from denetdm_cli import checkpoint
+from denetdm_cli.training import checkpoint
 
 CLASSES = ("cat", "dog")
 PLACES = ("barn", "home", "park")

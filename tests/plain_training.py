@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from denetdm_cli.models.experts import ProductOfExperts, TargetModel
-from denetdm_cli.runtime import derive_seed, generator
-from denetdm_cli.schema import Config, DataConfig, StageConfig
+from denetdm_cli.config.schema import Config, DataConfig, StageConfig
+from denetdm_cli.methods.denetdm.models import ProductOfExperts, TargetModel
+from denetdm_cli.utils.seed import derive_seed, generator
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from denetdm_cli import config
-from denetdm_cli.schema import SELECTION_RULES
+from denetdm_cli.config import load as config
+from denetdm_cli.config.schema import SELECTION_RULES
+from denetdm_cli.results.aggregate import FinishedStage, Group, gather
+from denetdm_cli.results.records import find_stages, summarise
 
 PREDICTORS = {"train-poe": ("shallow", "deep", "product"), "distill": ("target",)}
 
@@ -100,3 +102,10 @@ def finished(
             figures = {name: metrics(value + 0.01 * epoch) for name in PREDICTORS[stage]}
             file.write(json.dumps({"epoch": epoch, "evaluation": figures, "seconds": 2.0 * epoch}) + "\n")
     return folder
+
+
+def groups_of(out: Path, tell: list[str] | None = None) -> list[Group]:
+    found = [summarise(folder) for folder in find_stages(out)[0]]
+    runs = [FinishedStage(each.folder, each.results) for each in found if each.results]
+    assert len(runs) == len(found)
+    return gather(runs, [].append if tell is None else tell.append)

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from denetdm_cli import checkpoint
-from denetdm_cli.config import from_mapping, load, preset_path
-from denetdm_cli.models.experts import ProductOfExperts, TargetModel
-from denetdm_cli.schema import Config
-from denetdm_cli.selection import provenance
+from denetdm_cli.config.load import from_mapping, load, preset_path
+from denetdm_cli.config.schema import Config
+from denetdm_cli.evaluation.selection import provenance
+from denetdm_cli.methods.denetdm.models import ProductOfExperts, TargetModel
+from denetdm_cli.training import checkpoint
 
 MEAN, STD = [0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010]
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import typer
 
-from denetdm_cli import logs
-from denetdm_cli.cli import app
-from denetdm_cli.errors import (
+from denetdm_cli.cli.app import app
+from denetdm_cli.utils import log as logs
+from denetdm_cli.utils.errors import (
     EXIT_INTERRUPTED,
     EXIT_STOPPED,
     CheckpointError,

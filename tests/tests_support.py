@@ -4,7 +4,7 @@ import pickletools
 
 import numpy as np
 
-from denetdm_cli.data.mnist import Mnist
+from denetdm_cli.data.raw.mnist import Mnist
 
 
 def glyph_mnist(train: int, test: int) -> Mnist:

@@ -1,1 +1,1 @@
-"""From raw images to batches on the device."""
+"""From originals to a data set on disk, and from there to batches on a device."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from denetdm_cli.schema import DataConfig
+from denetdm_cli.config.schema import DataConfig
 
 _TRIES = 10
 _ASPECTS = (3 / 4, 4 / 3)

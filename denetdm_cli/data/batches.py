@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from denetdm_cli.config.schema import DataConfig
 from denetdm_cli.data.augment import Crops, Normalisation, draw_crops
 from denetdm_cli.data.store import Split
-from denetdm_cli.errors import ConfigError
-from denetdm_cli.schema import DataConfig
+from denetdm_cli.utils.errors import ConfigError
 
 _AHEAD = 2
 """Batches that are read while another one is in use."""

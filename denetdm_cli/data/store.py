@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denetdm_cli import __version__
-from denetdm_cli.errors import DataError
-from denetdm_cli.files import sha256, write_text
+from denetdm_cli.utils.errors import DataError
+from denetdm_cli.utils.files import sha256, write_text
 
 MANIFEST = "manifest.json"
 SPLITS = ("train", "valid", "test")

@@ -1,1 +1,1 @@
-"""The two stages of DeNetDM, one file each, behind one small contract."""
+"""What is trained and how: one file a method, behind one contract."""

@@ -1,1 +1,1 @@
-"""The networks: branches and the product of experts built from them."""
+"""Networks; they know no method."""

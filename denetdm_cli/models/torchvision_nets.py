@@ -18,10 +18,10 @@ from urllib.error import URLError
 import torch
 from torch import Tensor, nn
 
-from denetdm_cli.errors import CheckpointError, ConfigError, DownloadError, some_of
-from denetdm_cli.files import sha256
-from denetdm_cli.schema import TorchvisionConfig
-from denetdm_cli.state_dicts import COUNTER, differences, in_words, read_state_dict
+from denetdm_cli.config.schema import TorchvisionConfig
+from denetdm_cli.models.state_dict import COUNTER, differences, in_words, read_state_dict
+from denetdm_cli.utils.errors import CheckpointError, ConfigError, DownloadError, some_of
+from denetdm_cli.utils.files import sha256
 
 _CLASSES = 1000
 _SILENCE_SECONDS = 15

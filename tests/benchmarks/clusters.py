@@ -18,10 +18,11 @@ from unittest import mock
 
 from measuring import seconds
 
-from denetdm_cli import checkpoint, config, stages
-from denetdm_cli.console import DataReport
-from denetdm_cli.data.catalog import ensure_datasets
-from denetdm_cli.stages import EpochDone
+from denetdm_cli.cli.console import DataReport
+from denetdm_cli.config import load as config
+from denetdm_cli.data.registry import ensure_datasets
+from denetdm_cli.training import checkpoint, stages
+from denetdm_cli.training.events import EpochDone
 
 NAME = "ColoredMNIST-Skewed0.01-Severity4"
 COMMAND = [sys.executable, "-m", "denetdm_cli"]

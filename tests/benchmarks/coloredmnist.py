@@ -15,12 +15,13 @@ from pathlib import Path
 import torch
 from measuring import epochs, seconds, shown
 
-from denetdm_cli import config, stages
-from denetdm_cli.console import DataReport
-from denetdm_cli.data.catalog import ensure_datasets
-from denetdm_cli.data.coloredmnist import make_coloured_mnist
-from denetdm_cli.data.mnist import load_mnist
-from denetdm_cli.runs import finished_stage_1
+from denetdm_cli.cli.console import DataReport
+from denetdm_cli.config import load as config
+from denetdm_cli.data.raw.mnist import load_mnist
+from denetdm_cli.data.registry import ensure_datasets
+from denetdm_cli.data.synthetic.colored_mnist import make_coloured_mnist
+from denetdm_cli.training import stages
+from denetdm_cli.training.run_folder import finished_stage_1
 
 STEPS = 937
 EPOCHS = 8

@@ -18,16 +18,17 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from denetdm_cli import config, stages
-from denetdm_cli.console import DataReport
-from denetdm_cli.data.catalog import ensure_datasets
-from denetdm_cli.data.cifar import Cifar10, load_cifar10
-from denetdm_cli.data.corruptedcifar10 import make_corrupted_cifar10
-from denetdm_cli.data.frost import load_textures
+from denetdm_cli.cli.console import DataReport
+from denetdm_cli.config import load as config
+from denetdm_cli.config.schema import Config, CorruptedCifar10Config
+from denetdm_cli.data.raw.cifar10 import Cifar10, load_cifar10
+from denetdm_cli.data.raw.frost import load_textures
+from denetdm_cli.data.registry import ensure_datasets
 from denetdm_cli.data.store import StoredDataset
-from denetdm_cli.models.experts import ProductOfExperts, TargetModel
-from denetdm_cli.runs import finished_stage_1
-from denetdm_cli.schema import Config, CorruptedCifar10Config
+from denetdm_cli.data.synthetic.corrupted_cifar10 import make_corrupted_cifar10
+from denetdm_cli.methods.denetdm.models import ProductOfExperts, TargetModel
+from denetdm_cli.training import stages
+from denetdm_cli.training.run_folder import finished_stage_1
 
 EPOCHS = 3
 STEPS = 8

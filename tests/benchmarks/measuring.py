@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from statistics import median
 
-from denetdm_cli import stages
-from denetdm_cli.stages import EpochDone
+from denetdm_cli.training import stages
+from denetdm_cli.training.events import Began, EpochDone
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -22,7 +22,7 @@ def epochs(events: Iterator[stages.Event], yardstick: Callable[[], object]) -> t
         if isinstance(event, EpochDone):
             times.append(time.perf_counter() - last)
             units.append(seconds(yardstick))
-        if isinstance(event, EpochDone | stages.Began):
+        if isinstance(event, EpochDone | Began):
             last = time.perf_counter()
     return times, [(before + after) / 2 for before, after in pairwise(units)]
 

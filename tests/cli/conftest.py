@@ -8,7 +8,7 @@ import pytest
 from cli_support import EPOCHS, NAME, Outcome, call, good
 from tests_support import glyph_mnist
 
-from denetdm_cli.data.coloredmnist import coloured_mnist_folder, make_coloured_mnist
+from denetdm_cli.data.synthetic.colored_mnist import coloured_mnist_folder, make_coloured_mnist
 
 
 @pytest.fixture(autouse=True)

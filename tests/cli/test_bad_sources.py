@@ -21,7 +21,7 @@ from own_images import class_folders, paint, table, written_table
 from PIL import Image
 
 from denetdm_cli.data.store import open_dataset
-from denetdm_cli.data.writing import SplitWriter
+from denetdm_cli.data.writer import SplitWriter
 
 GROUPS = {"": [[4, 4, 4], [4, 4, 4]]}
 MAKE = ("make-data", "folder", "--size", 16)
@@ -300,7 +300,7 @@ class TestBrokenImages:
 class TestStoppedImports:
     READING = """
 import os, signal, sys, threading
-from denetdm_cli.data import importing
+from denetdm_cli.data.importers import pack as importing
 read, lock, count = importing.read_image, threading.Lock(), 0
 def reading(*words, **more):
     global count
@@ -311,11 +311,11 @@ def reading(*words, **more):
     return read(*words, **more)
 importing.read_image = reading
 """
-    COMMAND = "from denetdm_cli import cli; cli.main()"
+    COMMAND = "from denetdm_cli.cli import app as cli; cli.main()"
     CORE = """
 from pathlib import Path
-from denetdm_cli import config
-from denetdm_cli.data.catalog import ensure_datasets
+from denetdm_cli.config import load as config
+from denetdm_cli.data.registry import ensure_datasets
 class Silent:
     def say(self, line): pass
     def advance(self, what, done, total): pass

@@ -10,18 +10,18 @@ from pathlib import Path
 import pytest
 from cli_support import child
 
-from denetdm_cli.authors_models import PUBLISHED
-from denetdm_cli.presets import preset_names
+from denetdm_cli.config.presets import preset_names
+from denetdm_cli.hub.published import PUBLISHED
 
 BEGUN_WITH_C = [name for name in preset_names() if name.startswith("c")]
 MODELS = [published.name for published in PUBLISHED]
 ASK = """
 import contextlib, io, json, sys
-from denetdm_cli.cli import main
+from denetdm_cli.cli.app import main
 out = io.StringIO()
 with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
     main()
-heavy = {"torch", "numpy", "yaml", "requests", "denetdm_cli.config"} & set(sys.modules)
+heavy = {"torch", "numpy", "yaml", "requests", "denetdm_cli.config.load"} & set(sys.modules)
 print(json.dumps([out.getvalue(), sorted(heavy)]))
 """
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from cli_support import NAME, Outcome, call, contents, refused
 
-from denetdm_cli import config
+from denetdm_cli.config import load as config
 
 
 class TestConfiguration:

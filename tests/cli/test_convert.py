@@ -14,7 +14,7 @@ from cli_support import call, contents, good, refused
 from official_reference import CLASSES, SIX, SIZES, Reference
 from torch import Tensor
 
-from denetdm_cli import checkpoint
+from denetdm_cli.training import checkpoint
 
 SETTINGS = {"product": (1, 1), "debiased": (1, 0), "biased": (0, 1)}
 """Of the official evaluation: the weights of debias_branch and bias_branch."""

@@ -9,11 +9,12 @@ from cli_support import call, contents, good, no_leftovers, plain, refused
 from own_images import class_folders, paint
 from PIL import Image
 
-from denetdm_cli.config import load, preset_path
-from denetdm_cli.console import DataReport
-from denetdm_cli.data import cifar, frost
-from denetdm_cli.data.corruptedcifar10 import make_corrupted_cifar10
+from denetdm_cli.cli.console import DataReport
+from denetdm_cli.config.load import load, preset_path
+from denetdm_cli.data.raw import cifar10 as cifar
+from denetdm_cli.data.raw import frost
 from denetdm_cli.data.store import open_dataset
+from denetdm_cli.data.synthetic.corrupted_cifar10 import make_corrupted_cifar10
 
 
 def folder(ratio: float, kind: int = 1, severity: int = 4) -> str:

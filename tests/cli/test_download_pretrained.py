@@ -17,8 +17,11 @@ from cli_support import call, contents, good, plain, refused
 from loopback import Site, cut, dropped, endless, status
 from official_reference import Reference
 
-from denetdm_cli import checkpoint, console, published, transfer
-from denetdm_cli.published import DRIVE_ADDRESS
+from denetdm_cli.cli import console
+from denetdm_cli.hub import download as transfer
+from denetdm_cli.hub import sources as published
+from denetdm_cli.hub.sources import DRIVE_ADDRESS
+from denetdm_cli.training import checkpoint
 
 PATH = "colored_mnist/debiased_model.th"
 HERE = Path("pretrained")

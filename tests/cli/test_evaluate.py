@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from cli_support import NAME, Outcome, call, good, refused
 
-from denetdm_cli import __version__, checkpoint
+from denetdm_cli import __version__
+from denetdm_cli.training import checkpoint
 
 
 class TestEvaluate:

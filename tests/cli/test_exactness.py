@@ -8,7 +8,8 @@ import pytest
 from cli_support import Outcome, call, figures, good, models
 from own_images import class_folders, tiny
 
-from denetdm_cli import checkpoint, console
+from denetdm_cli.cli import console
+from denetdm_cli.training import checkpoint
 
 NETWORKS = (
     "--set", "model.shallow={name: cnn, depth: 3, width: 64}",

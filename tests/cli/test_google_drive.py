@@ -14,8 +14,8 @@ from google_drive import TOO_MANY, GoogleDrive, too_many
 from loopback import cut, serving, silent, status
 from official_reference import Reference
 
-from denetdm_cli import transfer
-from denetdm_cli.published import DRIVE_ADDRESS, DRIVE_ID
+from denetdm_cli.hub import download as transfer
+from denetdm_cli.hub.sources import DRIVE_ADDRESS, DRIVE_ID
 
 PATH = "colored_mnist/debiased_model.th"
 

@@ -9,9 +9,9 @@ import pytest
 from cli_support import EPOCHS, NAME, STAMP, Outcome, call, good, plain, refused
 from own_images import class_folders, tiny
 
-from denetdm_cli import console, logs
-from denetdm_cli.stages import Began, Finished
-from denetdm_cli.training import Progress
+from denetdm_cli.cli import console
+from denetdm_cli.training.events import Began, Finished, Progress
+from denetdm_cli.utils import log as logs
 
 
 def stamped(log: str) -> bool:

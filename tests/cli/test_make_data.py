@@ -8,7 +8,7 @@ import pytest
 from cli_support import Outcome, call, contents, good, no_leftovers, refused
 from PIL import Image
 
-from denetdm_cli.data.mnist import MNIST_FILES
+from denetdm_cli.data.raw.mnist import MNIST_FILES
 
 
 class TestMakeData:

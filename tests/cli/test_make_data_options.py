@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from cli_support import call, refused
 
-from denetdm_cli.schema import KINDS
+from denetdm_cli.config.schema import KINDS
 
 VALUES = {"--ratio": 0.1, "--severity": 2, "--type": 1, "--name": "mine", "--size": 32, "--seed": 3, "--frost": "frost"}
 HAS = {

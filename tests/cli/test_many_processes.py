@@ -26,8 +26,10 @@ from cli_support import (
     signalled,
 )
 
-from denetdm_cli import __version__, checkpoint, stopping
-from denetdm_cli.launch import launch
+from denetdm_cli import __version__
+from denetdm_cli.training import checkpoint
+from denetdm_cli.training.launch import launch
+from denetdm_cli.utils import signals as stopping
 
 ALONE = os.environ | {"OMP_NUM_THREADS": "1"}
 
@@ -164,7 +166,7 @@ class TestInOneProgram:
 
     @pytest.fixture(autouse=True)
     def _as_on_a_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("denetdm_cli.workers.resolve_device", lambda _: torch.device("cuda"))
+        monkeypatch.setattr("denetdm_cli.training.workers.resolve_device", lambda _: torch.device("cuda"))
 
     def test_both_stages_of_all_runs(self, data_root: Path, tmp_path: Path) -> None:
         words = [*options(data_root), "--then-distill"]
@@ -261,7 +263,7 @@ class TestWhatIsLost:
 
 
 def test_a_rank_ends_without_what_others_leave_for_the_end(tmp_path: Path) -> None:
-    program = "import atexit; atexit.register(print, 'late'); from denetdm_cli.cli import main; main()"
+    program = "import atexit; atexit.register(print, 'late'); from denetdm_cli.cli.app import main; main()"
     for environment, end in ((ALONE, "late\n"), (ALONE | {"WORLD_SIZE": "2"}, "")):
         for words, code in ((["--version"], 0), (["status", "nowhere"], 4)):
             ended = child("-c", program, *words, env=environment)

@@ -14,7 +14,7 @@ from cli_support import call, good, no_leftovers, plain, refused
 from own_images import CLASSES, class_folders, only_numbers, paint, require_numbers, strict, table, tiny
 
 from denetdm_cli.data.store import open_dataset
-from denetdm_cli.data.writing import new_dataset
+from denetdm_cli.data.writer import new_dataset
 
 GROUPS = [[2, 3, 9], [8, 2, 2]]  # cats mostly in the park, dogs mostly in the barn
 SPLITS = {"train": GROUPS, "valid": [[2, 2, 2], [2, 2, 2]], "test": [[2, 2, 3], [3, 2, 2]]}

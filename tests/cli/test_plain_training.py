@@ -16,11 +16,12 @@ from plain_training import Epoch, Images, by_group, stage_1, stage_2
 from torch import Tensor
 from torchvision.models import shufflenet_v2_x0_5
 
-from denetdm_cli import checkpoint, stages
 from denetdm_cli.data.store import open_dataset
-from denetdm_cli.evaluation import divide
-from denetdm_cli.models.experts import ProductOfExperts, TargetModel
-from denetdm_cli.runs import RunFolder, finished_stage_1
+from denetdm_cli.evaluation.evaluator import divide
+from denetdm_cli.methods.denetdm.models import ProductOfExperts, TargetModel
+from denetdm_cli.training import checkpoint, stages
+from denetdm_cli.training.events import EpochDone, Event
+from denetdm_cli.training.run_folder import RunFolder, finished_stage_1
 
 GROUPS = {"train": [[2, 3, 9], [8, 4, 2]], "test": [[4, 4, 4], [4, 4, 4]]}
 STAGES = ("train-poe", "distill")
@@ -155,10 +156,10 @@ def test_evaluate_gives_the_probabilities_of_the_bare_loop(run: Run, tmp_path: P
         assert [float(row[f"confidence_{name}"]) for row in rows] == pytest.approx(confidence.tolist(), abs=0.003)
 
 
-def stopped_after_an_epoch(events: Iterator[stages.Event]) -> None:
+def stopped_after_an_epoch(events: Iterator[Event]) -> None:
     """Drop a stage as a kill would."""
     assert isinstance(events, Generator)
-    next(event for event in events if isinstance(event, stages.EpochDone))
+    next(event for event in events if isinstance(event, EpochDone))
     events.close()
 
 
@@ -168,13 +169,13 @@ def test_stopped_and_resumed_it_is_the_same_run(run: Run, home: Path, tmp_path: 
     dataset = open_dataset(home / "data" / "mine")
     folder = tmp_path / "runs" / "mine" / "seed3"
 
-    def events(resume: stages.Resume) -> Iterator[stages.Event]:
+    def events(resume: stages.Resume) -> Iterator[Event]:
         if stage == "train-poe":
             return stages.train_poe(config, dataset, stages.How(resume))
         return stages.distill(config, dataset, finished_stage_1(run.folder), folder, stages.How(resume))
 
     stopped_after_an_epoch(events("never"))
-    done = [event.record["epoch"] for event in events("must") if isinstance(event, stages.EpochDone)]
+    done = [event.record["epoch"] for event in events("must") if isinstance(event, EpochDone)]
     assert done == [2]
     assert models(folder / stage) == models(run.folder / stage), "bit for bit"
 

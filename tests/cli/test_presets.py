@@ -9,7 +9,7 @@ import yaml
 from cli_support import call, good, refused
 from own_images import class_folders, tiny
 
-from denetdm_cli import config
+from denetdm_cli.config import load as config
 
 NAMES = config.preset_names()
 MADE = ("coloredmnist", "corruptedcifar10")

@@ -8,14 +8,17 @@ from pathlib import Path
 import pytest
 from cli_support import NAME, Outcome, call, child, contents, good, plain, refused
 
-from denetdm_cli import __version__, cli_options, config, stopping
+from denetdm_cli import __version__
+from denetdm_cli.cli import options as cli_options
+from denetdm_cli.config import load as config
+from denetdm_cli.utils import signals as stopping
 
 
 class TestProgram:
     def test_help_and_configs_answer_without_torch(self, tmp_path: Path) -> None:
         code = """
 import contextlib, io, sys
-from denetdm_cli.cli import main
+from denetdm_cli.cli.app import main
 for words in ("--help", "--version", "train-poe --help", "distill --help", "evaluate --help", "make-data --help",
               "status --help", "report --help",
               "configs ls", "configs show coloredmnist"):

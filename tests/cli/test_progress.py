@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 from cli_support import EPOCHS, NAME, STAMP, Outcome, good, plain
 
-from denetdm_cli import console
-from denetdm_cli.stages import Began, EpochDone, Finished
-from denetdm_cli.training import Progress
+from denetdm_cli.cli import console
+from denetdm_cli.training.events import Began, EpochDone, Finished, Progress
 
 
 class TestOutput:

@@ -13,8 +13,8 @@ from cli_support import Outcome, call, contents, good, refused
 from safetensors.torch import save_file
 from tests_support import glyph_mnist
 
-from denetdm_cli import checkpoint
-from denetdm_cli.data.coloredmnist import coloured_mnist_folder, make_coloured_mnist
+from denetdm_cli.data.synthetic.colored_mnist import coloured_mnist_folder, make_coloured_mnist
+from denetdm_cli.training import checkpoint
 
 
 def rewritten(path: Path, tensors: dict[str, torch.Tensor | None], metadata: dict[str, Any] | None = None) -> Path:

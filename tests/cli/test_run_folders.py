@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from cli_support import EPOCHS, NAME, Outcome, call, contents, good, models, no_leftovers, refused
 
-from denetdm_cli import config
+from denetdm_cli.config import load as config
 
 
 class TestRunFolder:

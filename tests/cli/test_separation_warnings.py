@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from cli_support import EPOCHS, NAME, Outcome, call, good
 
-from denetdm_cli import separation
+from denetdm_cli.methods.denetdm import separation
 
 BROKEN = ("--set", "model.deep.depth=20")
 """A deep branch that is dead from the start."""

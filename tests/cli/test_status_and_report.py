@@ -14,7 +14,7 @@ import pytest
 from cli_support import EPOCHS, NAME, STAMP, Outcome, call, child, contents, good, plain, refused
 from run_folders import finished
 
-from denetdm_cli.files import folder_lock
+from denetdm_cli.utils.files import folder_lock
 
 
 def stages(outcome: Outcome) -> dict[tuple[str, str], dict[str, Any]]:
@@ -79,7 +79,7 @@ class TestStatus:
         assert stages(good("status", run, "--json"))[str(run), "train-poe"]["state"] == "failed"
 
     def test_a_run_that_can_go_on(self, train: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
-        from denetdm_cli import console
+        from denetdm_cli.cli import console
 
         def pressed(*_: Any) -> None:
             raise KeyboardInterrupt
@@ -265,7 +265,7 @@ class TestReport:
 def test_neither_needs_torch(run: Path) -> None:
     code = """
 import sys
-from denetdm_cli.cli import app
+from denetdm_cli.cli.app import app
 for words in ("status runs", "report runs --format csv"):
     sys.argv = ["denetdm", *words.split()]
     app(standalone_mode=False)

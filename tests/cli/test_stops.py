@@ -28,9 +28,10 @@ from cli_support import (
 )
 from tests_support import glyph_mnist
 
-from denetdm_cli import checkpoint, console
-from denetdm_cli.files import folder_lock
-from denetdm_cli.methods.poe import ProductOfExpertsTraining
+from denetdm_cli.cli import console
+from denetdm_cli.methods.denetdm.poe import ProductOfExpertsTraining
+from denetdm_cli.training import checkpoint
+from denetdm_cli.utils.files import folder_lock
 
 
 class TestStops:
@@ -51,8 +52,8 @@ class TestStops:
         def pressed(*_: object, **__: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("denetdm_cli.data.coloredmnist._paint", pressed)
-        monkeypatch.setattr("denetdm_cli.data.mnist.load_mnist", lambda *_: glyph_mnist(100, 100))
+        monkeypatch.setattr("denetdm_cli.data.synthetic.colored_mnist._paint", pressed)
+        monkeypatch.setattr("denetdm_cli.data.raw.mnist.load_mnist", lambda *_: glyph_mnist(100, 100))
         outcome = call("make-data", "coloredmnist")
         assert (outcome.code, outcome.out) == (130, "")
         assert "nothing is half-made" in outcome.err

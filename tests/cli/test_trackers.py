@@ -13,13 +13,15 @@ from typing import Any
 import pytest
 from cli_support import EPOCHS, NAME, Outcome, call, child, good, plain, refused
 
-from denetdm_cli import cli_options, logs, stages, trackers
+from denetdm_cli.cli import options as cli_options
+from denetdm_cli.config.schema import Config
 from denetdm_cli.data.store import StoredDataset
-from denetdm_cli.errors import ConfigError
-from denetdm_cli.schema import Config
-from denetdm_cli.stages import EpochDone, Finished
-from denetdm_cli.trackers import chosen
-from denetdm_cli.tracking import scalars, tracked
+from denetdm_cli.training import stages, trackers
+from denetdm_cli.training.events import EpochDone, Finished
+from denetdm_cli.training.trackers import chosen
+from denetdm_cli.training.tracking import scalars, tracked
+from denetdm_cli.utils import log as logs
+from denetdm_cli.utils.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)

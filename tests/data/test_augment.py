@@ -8,8 +8,8 @@ from torch.nn import functional as F
 from torchvision.transforms import RandomCrop, RandomResizedCrop
 from torchvision.transforms import functional as reference
 
+from denetdm_cli.config.schema import DataConfig
 from denetdm_cli.data.augment import Crops, Normalisation, draw_crops
-from denetdm_cli.schema import DataConfig
 
 CPU = torch.device("cpu")
 MEAN, STD = [0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010]

@@ -9,10 +9,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from denetdm_cli.config.schema import DataConfig
 from denetdm_cli.data import batches as module
 from denetdm_cli.data.batches import Batch, Batches
 from denetdm_cli.data.store import Split
-from denetdm_cli.schema import DataConfig
 
 IMAGES = 23
 PLAIN: dict[str, object] = {

@@ -8,20 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from denetdm_cli.data import coloredmnist
-from denetdm_cli.data import recipes as common
-from denetdm_cli.data.coloredmnist import (
+from denetdm_cli.config.schema import ColoredMnistConfig
+from denetdm_cli.data import recipe as common
+from denetdm_cli.data.raw.mnist import Mnist, load_mnist
+from denetdm_cli.data.recipe import bias_labels
+from denetdm_cli.data.store import MANIFEST, StoredDataset, open_dataset
+from denetdm_cli.data.synthetic import colored_mnist as coloredmnist
+from denetdm_cli.data.synthetic.colored_mnist import (
     MEAN_COLOURS,
     STD_BY_SEVERITY,
     coloured_mnist_folder,
     coloured_mnist_recipe,
     make_coloured_mnist,
 )
-from denetdm_cli.data.mnist import Mnist, load_mnist
-from denetdm_cli.data.recipes import bias_labels
-from denetdm_cli.data.store import MANIFEST, StoredDataset, open_dataset
-from denetdm_cli.errors import DataError
-from denetdm_cli.schema import ColoredMnistConfig
+from denetdm_cli.utils.errors import DataError
 
 
 def slow_bias_labels(targets: list[int], ratio: float, classes: int) -> list[int]:
@@ -350,7 +350,7 @@ def test_failure_while_making_leaves_nothing(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("denetdm_cli.data.writing.SplitWriter.add", full)
+    monkeypatch.setattr("denetdm_cli.data.writer.SplitWriter.add", full)
     with pytest.raises(OSError, match="No space left"):
         ensure(tmp_path, small_mnist)
     assert list(tmp_path.iterdir()) == []

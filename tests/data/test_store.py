@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from denetdm_cli import __version__
-from denetdm_cli.data import store, writing
+from denetdm_cli.data import store
+from denetdm_cli.data import writer as writing
 from denetdm_cli.data.store import MANIFEST, Split, StoredDataset, open_dataset, require_groups
-from denetdm_cli.data.writing import write_dataset
-from denetdm_cli.errors import DataError
+from denetdm_cli.data.writer import write_dataset
+from denetdm_cli.utils.errors import DataError
 
 CLASSES = 3
 

@@ -5,12 +5,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from denetdm_cli.config.schema import DistillConfig, MlpConfig, ModelConfig
 from denetdm_cli.data.batches import Batch, Batches
 from denetdm_cli.data.store import Split
-from denetdm_cli.methods.distill import Distillation
-from denetdm_cli.methods.poe import ProductOfExpertsTraining
-from denetdm_cli.models.experts import ProductOfExperts, TargetModel
-from denetdm_cli.schema import DistillConfig, MlpConfig, ModelConfig
+from denetdm_cli.methods.denetdm.distill import Distillation
+from denetdm_cli.methods.denetdm.models import ProductOfExperts, TargetModel
+from denetdm_cli.methods.denetdm.poe import ProductOfExpertsTraining
 
 Array = NDArray[np.float64]
 Layers = list[tuple[Array, Array]]

@@ -16,11 +16,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision import models
 
-from denetdm_cli import checkpoint
-from denetdm_cli.errors import CheckpointError, ConfigError, DownloadError, UserError
-from denetdm_cli.models.branches import build_branch
-from denetdm_cli.models.experts import ProductOfExperts, TargetModel, started_from
-from denetdm_cli.schema import ModelConfig, TorchvisionConfig
+from denetdm_cli.config.schema import ModelConfig, TorchvisionConfig
+from denetdm_cli.methods.denetdm.models import ProductOfExperts, TargetModel, started_from
+from denetdm_cli.models.factory import build_branch
+from denetdm_cli.training import checkpoint
+from denetdm_cli.utils.errors import CheckpointError, ConfigError, DownloadError, UserError
 
 SMALL = "shufflenet_v2_x0_5"
 State = dict[str, Tensor]

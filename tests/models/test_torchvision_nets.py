@@ -8,9 +8,9 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torchvision import models
 
-from denetdm_cli.errors import ConfigError
-from denetdm_cli.models.branches import build_branch
-from denetdm_cli.schema import BranchConfig, TorchvisionConfig
+from denetdm_cli.config.schema import BranchConfig, TorchvisionConfig
+from denetdm_cli.models.factory import build_branch
+from denetdm_cli.utils.errors import ConfigError
 
 EVERY_NAME = models.list_models(module=models)
 ONE_OF_A_FAMILY = [

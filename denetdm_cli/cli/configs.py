@@ -1,0 +1,55 @@
+"""The configs commands: list, print and copy the shipped configurations."""
+
+import shlex
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from denetdm_cli.cli.options import complete_presets
+from denetdm_cli.config.presets import preset_names
+from denetdm_cli.utils.errors import ConfigError
+
+ConfigArgument = Annotated[str, typer.Argument(help="Name of the configuration.", autocompletion=complete_presets)]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    group = typer.Typer(help="List, print and copy the shipped configurations.", no_args_is_help=True)
+    group.command("ls")(configs_ls)
+    group.command("show")(configs_show)
+    group.command("cp")(configs_cp)
+    app.add_typer(group, name="configs")
+
+
+def configs_ls() -> None:
+    """List the shipped configurations."""
+    for name in preset_names():
+        typer.echo(name)
+
+
+def configs_show(name: ConfigArgument) -> None:
+    """Print a shipped configuration."""
+    from denetdm_cli.config import load as config
+
+    typer.echo(config.preset_path(name).read_text(encoding="utf-8"), nl=False)
+
+
+def configs_cp(
+    name: ConfigArgument,
+    destination: Annotated[Path, typer.Argument(help="File to write.", metavar="FILE")],
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+) -> None:
+    """Copy a shipped configuration to a file of your own."""
+    from denetdm_cli.config import load as config
+    from denetdm_cli.utils.files import atomic_file
+
+    source = config.preset_path(name)
+    if destination.is_dir():
+        destination = destination / source.name
+    if destination.exists() and not force:
+        raise ConfigError(f"{destination} exists", "Give another name, or --force to replace it.")
+    with atomic_file(destination) as temporary:
+        shutil.copyfile(source, temporary)
+    typer.echo(f"{destination}: use it with denetdm train-poe --config {shlex.quote(str(destination))}")

@@ -1,0 +1,96 @@
+"""BAR, whose classes are in the names of files or folders."""
+
+from pathlib import Path
+from typing import Literal
+
+from denetdm_cli.data.importers.archives import entries, find_tree, refuse
+from denetdm_cli.data.importers.file_names import _FIX, _LABELS, _check_ratio, _images_in, _percent
+from denetdm_cli.data.importers.pack import Item, Listing, Splits, count_notes
+from denetdm_cli.utils.errors import DataError
+
+_BAR_CLASSES = ("climbing", "diving", "fishing", "pole vaulting", "racing", "throwing")
+_BAR_WORDS = ("climbing", "diving", "fishing", "vaulting", "racing", "throwing")
+_OTHER_PLACE = len(_BAR_CLASSES)
+
+
+def list_bar(root: Path, ratio: float | None) -> Listing:
+    """BAR: the original, or the 1 % and 5 % versions with bias-conflicting training images.
+
+    The original's training images have no bias labels. Otherwise a bias value is the typical place of a class, or the
+    last one, "other place", which all test images have. The class is in the name of the file or of its folder; where
+    there are but numbers, they are taken for the classes in alphabetical order.
+
+    Args:
+        root: the folder with `train` and `test`, or one up to two levels above it.
+        ratio: share of bias-conflicting training images, 0.01 or 0.05; None for the original.
+    Raises:
+        DataError: another layout, the other kind of version, or images of no class.
+    Source: LfF (NeurIPS 2020); the versions by share: BiasEnsemble (AAAI 2023),
+        `train/align/<class>`, `train/conflict/<1pct|5pct>/<class>`, `valid/<class>`, `test/<class>`.
+    """
+    layout = "the layout of BAR (the folders train and test, beside one another)"
+    tree = find_tree(root, lambda folder: (folder / "train").is_dir() and (folder / "test").is_dir(), layout, "bar")
+    align, conflict = tree / "train" / "align", tree / "train" / "conflict"
+    if ratio is None and align.is_dir():
+        raise DataError(f"{tree} is a version of BAR by share.", "Say `--ratio 0.01` or `--ratio 0.05`.")
+    if ratio is not None and not align.is_dir():
+        raise DataError(
+            f"{tree} has no folder train/align: it is the original BAR, which has no bias labels.",
+            "Leave out `--ratio`, or give a version with train/align and train/conflict.",
+        )
+    notes: tuple[str, ...] = ()
+    splits: Splits = {}
+    if ratio is None:
+        splits["train"] = _bar_images(tree / "train", None)
+        expected = {"train": 1_941, "test": 654}
+    else:
+        shares = [folder for folder in entries(conflict) if folder.name.endswith("pct")] if conflict.is_dir() else []
+        splits["train"] = _bar_images(align, "typical")
+        splits["train"] += _bar_images(conflict / _percent(ratio) if shares else conflict, "other")
+        _check_ratio(splits["train"], ratio, tree / "train")
+        valid = tree / "valid"
+        if (valid / "align").is_dir():
+            splits["valid"] = _bar_images(valid / "align", "typical")
+            splits["valid"] += _bar_images(valid / "conflict", "other")
+        elif valid.is_dir():
+            splits["valid"] = _bar_images(valid, None)
+        expected = {}
+    splits["test"] = _bar_images(tree / "test", "other")
+    if any(not _bar_words(item.path) for items in splits.values() for item in items):
+        notes = ("Classes that go by number are taken in alphabetical order: " + ", ".join(_BAR_CLASSES),)
+    return Listing(
+        root=tree,
+        splits=splits,
+        class_names=_BAR_CLASSES,
+        bias_names=(*(f"{name} place" for name in _BAR_CLASSES), "other place"),
+        aligned=tuple(range(len(_BAR_CLASSES))),
+        attribute_names=("action", "place"),
+        notes=notes + count_notes(splits, expected),
+    )
+
+
+def _bar_images(folder: Path, place: Literal["typical", "other"] | None) -> list[Item]:
+    """The images below a folder of BAR, all of them in the typical place of their class, in another, or in either."""
+    images = _images_in(folder)
+    numbered = not any(_bar_words(path) for path in images)
+    items, wrong = [], []
+    for path in images:
+        targets = _bar_numbers(path) if numbered else _bar_words(path)
+        if len(targets) == 1:
+            items.append(Item(path, targets[0], {"typical": targets[0], "other": _OTHER_PLACE}.get(place or "")))
+        else:
+            wrong.append(str(path.relative_to(folder)))
+    if wrong:
+        refuse(f"{folder}: names of files and folders from which no one class of BAR can be told", wrong, _FIX)
+    return items
+
+
+def _bar_words(path: Path) -> list[int]:
+    text = f"{path.parent.name} {path.stem}".lower()
+    return [number for number, word in enumerate(_BAR_WORDS) if word in text]
+
+
+def _bar_numbers(path: Path) -> list[int]:
+    match = _LABELS.search(path.stem)
+    text = path.parent.name if path.parent.name.isdecimal() else match[1] if match else ""
+    return [number for number in range(len(_BAR_CLASSES)) if str(number) == text]

@@ -1,0 +1,392 @@
+"""Files become a data set: every image that was listed is decoded once, resized once and written in its place."""
+
+import contextlib
+import functools
+import hashlib
+import os
+import shutil
+import warnings
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from denetdm_cli.data.importers.archives import first_few, gigabytes, refuse
+from denetdm_cli.data.store import Scalar, StoredDataset
+from denetdm_cli.data.writer import SplitWriter, new_dataset, opened
+from denetdm_cli.utils.cpu import cpu_allotment
+from denetdm_cli.utils.errors import DataError, StorageError
+from denetdm_cli.utils.log import shown
+from denetdm_cli.utils.progress import Reporter
+
+Fit = Literal["stretch", "crop"]
+
+_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+_MAX_PIXELS = 89_478_485  # Pillow's own limit, beyond which it warns of a decompression bomb
+_BLOCK_BYTES = 1 << 25
+_BLOCK_IMAGES = 256
+_AHEAD = 4
+_SHOWN = 1000
+"""Images that cannot be read of which each is named; more of them end an import that they would stop anyway."""
+_FIX_IMAGES = "Replace these images or take them out of the source."
+
+
+class UnreadableError(Exception):
+    """An image that cannot be decoded, and why."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image of a listing; `bias` is None where nobody labelled it."""
+
+    path: Path
+    target: int
+    bias: int | None
+
+
+Splits = dict[str, list[Item]]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a source holds, before an image is read.
+
+    Args:
+        root: the folder that the layout was found in.
+        splits: images in the order in which they are written, by "train" and "valid", "test" or both.
+        class_names: one a class.
+        bias_names: one a bias value; empty without bias labels.
+        aligned: the bias value tied to each class; empty without bias labels.
+        attribute_names: of target and bias.
+        notes: what the user should be told about the source, a line each.
+    """
+
+    root: Path
+    splits: Splits
+    class_names: tuple[str, ...]
+    bias_names: tuple[str, ...]
+    aligned: tuple[int, ...]
+    attribute_names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the names of labels and the split, path below the root, labels and size of every image."""
+        digest = hashlib.sha256("\0".join([*self.class_names, "", *self.bias_names, "\n"]).encode())
+        for name, items in self.splits.items():
+            for item in items:
+                size = item.path.stat().st_size if item.path.is_file() else None
+                line = f"{name}\0{self.short(item)}\0{item.target}\0{item.bias}\0{size}\n"
+                digest.update(line.encode(errors="surrogateescape"))
+        return digest.hexdigest()
+
+    def short(self, item: Item) -> str:
+        """The path of an image, seen from the root."""
+        return Path(os.path.relpath(item.path, self.root)).as_posix()
+
+
+def count_notes(splits: Splits, published: Mapping[str, int]) -> tuple[str, ...]:
+    """A line for every split that does not have as many images as the published data set."""
+    return tuple(
+        f"Split {name} has {len(splits[name]):,} images; that of the published data set has {count:,}."
+        for name, count in published.items()
+        if len(splits[name]) != count
+    )
+
+
+def gap_notes(listing: Listing) -> tuple[str, ...]:
+    """A line for every split to judge by that lacks a class."""
+    found = []
+    for name in sorted(listing.splits.keys() - {"train"}, reverse=True):
+        there = {item.target for item in listing.splits[name]}
+        lacking = [label for number, label in enumerate(listing.class_names) if number not in there]
+        if lacking:
+            found.append(f"Split {name} has no image of {first_few(lacking)}, so no figure on it counts them.")
+    return tuple(found)
+
+
+def pack(
+    listing: Listing,
+    path: Path,
+    *,
+    size: int | None,
+    fit: Fit,
+    recipe: Mapping[str, Scalar],
+    replace: bool,
+    reporter: Reporter,
+    max_unreadable: float = 0.01,
+) -> StoredDataset:
+    """Write the images of a listing as a data set, and open it.
+
+    Images that cannot be read are named and left out; if anything fails, nothing is written.
+
+    Args:
+        listing: the images, their order and their labels.
+        path: the folder to make.
+        size: height and width of all images; None keeps the size they have, which must be one.
+        fit: how an image comes to be square, see `read_image`.
+        recipe: name and settings, for the manifest.
+        replace: put it in the place of an existing data set.
+        reporter: told what is done and what is left out.
+        max_unreadable: the share of images that may be left out.
+    Raises:
+        DataError: more images cannot be read, or all of a class in a split; images of several sizes without `size`;
+            `path` exists and may not be replaced.
+        StorageError: the disk has too little space.
+        OSError: the disk may not be written; nothing half-written stays.
+    """
+    left_out = _LeftOut(listing, max_unreadable)
+    read = functools.partial(read_image, size=size, fit=fit)
+    workers = cpu_allotment()
+    _formats()  # once, before there are threads
+    with (
+        warnings.catch_warnings(),
+        new_dataset(path, replace=replace) as writer,
+        _threads(workers) as pool,
+    ):
+        warnings.simplefilter("ignore")  # Pillow's, on odd metadata
+        _require_space(listing, path, size)
+        for name, items in listing.splits.items():
+            futures = ((item, pool.submit(read, item.path)) for item in items)
+            with writer.split(name) as out:
+                _write_split(name, _in_order(futures, workers * _AHEAD), out, left_out, reporter)
+        left_out.check()
+        left_out.report(reporter)
+        added: dict[str, Scalar] = {
+            "source_fingerprint": listing.fingerprint(),
+            "images_left_out": len(left_out.reasons),
+            "resized_to": size,
+            "fit": None if size is None else fit,
+        }
+        writer.describe(
+            recipe={**recipe, **added},
+            attribute_names=listing.attribute_names,
+            class_names=listing.class_names,
+            bias_names=listing.bias_names,
+            aligned=listing.aligned,
+        )
+    return opened(path, writer)
+
+
+@dataclass
+class _LeftOut:
+    """The images that cannot be read: reason by path seen from the root."""
+
+    listing: Listing
+    share: float
+    reasons: dict[str, str] = field(default_factory=dict)
+    classes: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def too_many(self) -> bool:
+        return len(self.reasons) > self.share * self.total
+
+    @property
+    def total(self) -> int:
+        return sum(len(items) for items in self.listing.splits.values())
+
+    def add(self, item: Item, reason: str) -> None:
+        """Note one; too many end the import, but not before it is known which they are."""
+        self.reasons[self.listing.short(item)] = reason
+        if self.too_many and len(self.reasons) >= _SHOWN:
+            self.refuse()
+
+    def refuse(self) -> None:
+        """End the import."""
+        first = "\n".join(f"  {shown(str(self.listing.root))}/{name}: {reason}" for name, reason in self._first())
+        raise DataError(
+            f"{self.listing.root}: {len(self.reasons):,} of {self.total:,} images cannot be read, and no more "
+            f"than {self.share:.1%} may be left out:\n{first}",
+            _FIX_IMAGES,
+        )
+
+    def count(self, split: str, kept: Counter[int]) -> None:
+        """Note the classes of a split of which no image is left."""
+        lost = sorted({item.target for item in self.listing.splits[split]} - set(kept))
+        if lost:
+            self.classes[split] = [self.listing.class_names[target] for target in lost]
+
+    def check(self) -> None:
+        """End the import if too many images were lost, or all of a class; all splits are read."""
+        if self.too_many:
+            self.refuse()
+        for split, names in self.classes.items():
+            refuse(f"{self.listing.root}: no image can be read of some classes in split {split}", names, _FIX_IMAGES)
+
+    def report(self, reporter: Reporter) -> None:
+        """Name the first ones."""
+        if self.reasons:
+            lines = [f"{len(self.reasons)} of {self.total:,} images cannot be read and are left out:"]
+            lines += [f"  {name}: {reason}" for name, reason in self._first()]
+            if len(self.reasons) > _SHOWN:
+                lines.append(f"  and {len(self.reasons) - _SHOWN:,} more")
+            reporter.warn("\n".join(lines))
+
+    def _first(self) -> list[tuple[str, str]]:
+        return [(shown(name), shown(reason)) for name, reason in list(self.reasons.items())[:_SHOWN]]
+
+
+Decoded = tuple[Item, "Future[NDArray[np.uint8]]"]
+
+
+@contextmanager
+def _threads(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that, when the body ends, finish what they are at and begin nothing more."""
+    pool = ThreadPoolExecutor(workers)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _in_order(futures: Iterator[Decoded], ahead: int) -> Iterator[Decoded]:
+    """Start `ahead` futures before the first is asked for."""
+    waiting: deque[Decoded] = deque()
+    for started in futures:
+        waiting.append(started)
+        if len(waiting) > ahead:
+            yield waiting.popleft()
+    while waiting:
+        yield waiting.popleft()
+
+
+def _write_split(
+    name: str, results: Iterator[Decoded], out: SplitWriter, left_out: _LeftOut, reporter: Reporter
+) -> None:
+    total = len(left_out.listing.splits[name])
+    kept: Counter[int] = Counter()
+    images: list[NDArray[np.uint8]] = []
+    items: list[Item] = []
+    first: tuple[Item, tuple[int, ...]] | None = None
+    limit = _BLOCK_IMAGES
+    for done, (item, future) in enumerate(results, 1):
+        try:
+            image = future.result()
+        except UnreadableError as error:
+            left_out.add(item, str(error))
+        else:
+            if first is None:
+                first = item, image.shape
+                limit = max(1, min(_BLOCK_IMAGES, _BLOCK_BYTES // image.nbytes))
+            elif image.shape != first[1]:
+                _refuse_sizes(left_out.listing, first, (item, image.shape))
+            images.append(image)
+            items.append(item)
+            kept[item.target] += 1
+        if len(images) == limit or done == total:
+            _add(out, images, items, left_out.listing)
+            images, items = [], []
+            reporter.advance(f"{name}: reading images", done, total)
+    left_out.count(name, kept)
+    if not kept:
+        left_out.check()
+
+
+def _add(out: SplitWriter, images: list[NDArray[np.uint8]], items: list[Item], listing: Listing) -> None:
+    if not items:
+        return
+    target = np.array([item.target for item in items], np.uint8)
+    known = [item.bias for item in items if item.bias is not None]
+    bias = np.array(known, np.uint8) if known else None
+    out.add(np.stack(images), target, bias, [listing.short(item) for item in items])
+
+
+def _refuse_sizes(listing: Listing, *found: tuple[Item, tuple[int, ...]]) -> None:
+    refuse(
+        f"{listing.root}: the images keep their size, which must be one for all",
+        (f"{listing.short(item)} is {width}x{height}" for item, (height, width, _) in found),
+        "Give a complete copy of the data set.",
+    )
+
+
+def _require_space(listing: Listing, path: Path, size: int | None) -> None:
+    every = [item.path for items in listing.splits.values() for item in items]
+    with contextlib.suppress(UnreadableError):
+        pixels = size * size if size is not None else read_image(every[0]).nbytes // 3
+        needed = len(every) * pixels * 3
+        folder = next(parent for parent in path.resolve().parents if parent.is_dir())
+        free = shutil.disk_usage(folder).free
+        if needed > free:
+            raise StorageError(
+                f"{len(every):,} images take {gigabytes(needed)}, but only {gigabytes(free)} are free in {folder}.",
+                "Make space, choose another folder (`--data-root`), or make the images smaller (`--size`).",
+            )
+
+
+def read_image(path: Path, size: int | None = None, fit: Fit = "stretch") -> NDArray[np.uint8]:
+    """Decode an image as 8-bit RGB, upright as its EXIF orientation says, and make it square.
+
+    Of 16-bit grey the high byte is kept, as Pillow does with 16-bit colours; what is transparent is laid over white; of
+    an animation the first frame is taken; colour profiles are not applied.
+
+    Args:
+        path: a file in one of the raster formats that Pillow reads, up to its limit of 89 million pixels.
+        size: height and width of the result; None keeps what the image has.
+        fit: "stretch" changes the proportions; "crop" brings the shorter side to `size` and takes the middle. Either
+            way as torchvision's Resize and CenterCrop do with Pillow images: bilinear, with antialiasing.
+    Returns:
+        (H, W, 3) uint8.
+    Raises:
+        UnreadableError: says why.
+    """
+    try:
+        with Image.open(path, formats=_formats()) as image:
+            if image.width * image.height > _MAX_PIXELS:
+                raise ValueError(f"{image.width}x{image.height} are more than {_MAX_PIXELS:,} pixels")
+            image.load()
+            with contextlib.suppress(Exception):  # damaged EXIF data say nothing of the orientation
+                ImageOps.exif_transpose(image, in_place=True)
+            return np.array(_squared(_as_rgb(image), size, fit))
+    except Exception as error:  # a damaged file can raise nearly anything
+        raise UnreadableError(_reason(error)) from error
+
+
+@functools.cache
+def _formats() -> list[str]:
+    """Raster formats only: others, such as EPS, would run other programs."""
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise ValueError("pixels that are fractions have no known range")
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 0xFFFF:
+            raise ValueError("32-bit pixels have no known range")
+        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        white.alpha_composite(image.convert("RGBA"))
+        image = white
+    return image.convert("RGB")
+
+
+def _squared(image: Image.Image, size: int | None, fit: Fit) -> Image.Image:
+    if size is None:
+        return image
+    width = height = size
+    if fit == "crop":
+        shorter = min(image.size)
+        width, height = (int(size * side / shorter) for side in image.size)
+        if width * height > _MAX_PIXELS:
+            raise ValueError(f"{image.width}x{image.height} are too far from square to crop")
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return image.crop((left, top, left + size, top + size)) if fit == "crop" else image
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image of a known format, or its beginning is damaged"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"more than {_MAX_PIXELS:,} pixels"
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()) or type(error).__name__

@@ -1,0 +1,91 @@
+"""What data sets share whose labels are in tables, and how tables are read."""
+
+import csv
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from denetdm_cli.data.importers.archives import image_files, refuse
+from denetdm_cli.data.importers.pack import Splits
+from denetdm_cli.utils.errors import DataError
+from denetdm_cli.utils.log import shown
+
+_FIX = "Give a complete copy of the published data set."
+_PARTITIONS = {"0": "train", "1": "valid", "2": "test"}
+
+
+def read_table(
+    file: Path, required: Sequence[str], optional: Sequence[str] | None = None
+) -> list[tuple[int, list[str]]]:
+    """Read a CSV file with a line of column names.
+
+    Args:
+        file: UTF-8, with or without a byte order mark.
+        required: columns that must be there.
+        optional: columns that may be there besides; None lets any be there, and leaves them out.
+    Returns:
+        Line number and values of every row, in the order of `required` and `optional`; "" for a column not there.
+    Raises:
+        DataError: no file, other columns, rows of another length, or no rows.
+    """
+    fix = "Mend the file; the first line names the columns, separated by commas, and the text is UTF-8."
+    wanted = [*required, *(optional or ())]
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.reader(stream, strict=True)
+            names = [name.strip() for name in next(reader, [])]
+            problems = [f"no column {name}" for name in required if name not in names]
+            problems += [f"column {name} twice" for name, count in Counter(names).items() if count > 1]
+            if optional is not None:
+                problems += [f"unknown column {name!r}" for name in names if name not in wanted]
+            if problems:
+                allowed = ", ".join(required) + (f" and, if need be, {', '.join(optional)}" if optional else "")
+                found = shown(", ".join(names)) or "(none)"
+                refuse(f"{file}, line 1: columns {found}; expected {allowed}", problems, fix)
+            lines = ((reader.line_num, [value.strip() for value in row]) for row in reader if any(row))
+            rows = _columns(file, lines, names, wanted, fix)
+    except FileNotFoundError:
+        raise DataError(f"{file} is missing.", "Give the folder that holds it.") from None
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read as a table: {error}.", fix) from error
+    if not rows:
+        raise DataError(f"{file} has no rows.", fix)
+    return rows
+
+
+def _columns(
+    file: Path, lines: Iterable[tuple[int, list[str]]], names: Sequence[str], wanted: Sequence[str], fix: str
+) -> list[tuple[int, list[str]]]:
+    """Some values of each row, "" for a column not there; no more is kept in memory."""
+    places = [names.index(name) if name in names else None for name in wanted]
+    rows, wrong = [], []
+    for number, row in lines:
+        if len(row) == len(names):
+            rows.append((number, ["" if place is None else row[place] for place in places]))
+        else:
+            wrong.append(f"line {number}: {len(row)} values")
+    if wrong:
+        refuse(f"{file}: rows that do not have {len(names)} values, one a column", wrong, fix)
+    return rows
+
+
+def _require_unique(table: Path, names: Sequence[str]) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        refuse(f"{table}: images with more than one row", twice, _FIX)
+
+
+def _require_images(table: Path, folder: Path, named: set[str]) -> None:
+    there = {path.relative_to(folder).as_posix() for path in image_files(folder)[0]}
+    _require_all(table, named, there, f"rows naming images that are not in {folder}")
+    _require_all(table, there, named, f"images in {folder} without a row")
+
+
+def _require_all(table: Path, some: set[str], others: set[str], what: str) -> None:
+    if missing := sorted(some - others):
+        refuse(f"{table}: {len(missing):,} {what}", missing, _FIX)
+
+
+def _require_splits(table: Path, splits: Splits) -> None:
+    if empty := [name for name, items in splits.items() if not items]:
+        refuse(f"{table}: no image of some splits", empty, _FIX)

@@ -1,0 +1,240 @@
+"""The data sets by name: where each lies, and how it comes to be."""
+
+import functools
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from denetdm_cli.config.schema import (
+    BarConfig,
+    BffhqConfig,
+    CelebaConfig,
+    ColoredMnistConfig,
+    CorruptedCifar10Config,
+    DatasetConfig,
+    DfaConfig,
+    FolderConfig,
+    WaterbirdsConfig,
+)
+from denetdm_cli.data.importers.archives import unpacked
+from denetdm_cli.data.importers.bar import list_bar
+from denetdm_cli.data.importers.bffhq import list_bffhq
+from denetdm_cli.data.importers.celeba import list_celeba
+from denetdm_cli.data.importers.dfa import list_dfa
+from denetdm_cli.data.importers.folders import list_folder
+from denetdm_cli.data.importers.pack import Listing, gap_notes, pack
+from denetdm_cli.data.importers.waterbirds import list_waterbirds
+from denetdm_cli.data.raw.cifar10 import lazy_cifar10
+from denetdm_cli.data.raw.frost import load_textures
+from denetdm_cli.data.raw.mnist import lazy_mnist
+from denetdm_cli.data.recipe import Recipe, command, ensure
+from denetdm_cli.data.store import Scalar, StoredDataset
+from denetdm_cli.data.synthetic.colored_mnist import coloured_mnist_recipe
+from denetdm_cli.data.synthetic.corrupted_cifar10 import corrupted_cifar10_recipe
+from denetdm_cli.utils.errors import DataError
+from denetdm_cli.utils.files import sha256
+from denetdm_cli.utils.progress import Reporter
+
+ImportConfig = BffhqConfig | BarConfig | CelebaConfig | WaterbirdsConfig | DfaConfig | FolderConfig
+
+
+class _Silent:
+    def say(self, line: str) -> None:
+        pass
+
+    def warn(self, warning: str) -> None:
+        pass
+
+    def advance(self, what: str, done: int, total: int) -> None:
+        pass
+
+
+class _OneOfSeveral:
+    """Passes on what is told of one of several data sets, and says of which."""
+
+    def __init__(self, name: str, reporter: Reporter) -> None:
+        self._name = name
+        self._reporter = reporter
+
+    def say(self, line: str) -> None:
+        self._reporter.say(f"{self._name}: {line}")
+
+    def warn(self, warning: str) -> None:
+        self._reporter.warn(f"{self._name}: {warning}")
+
+    def advance(self, what: str, done: int, total: int) -> None:
+        self._reporter.advance(f"{self._name}: {what}", done, total)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What the raw images may be taken from; an archive is unpacked, and its SHA-256 computed, once and when asked.
+
+    Attributes:
+        source: as the user names it; None to look where the images can be had.
+        root: the folder, or the CSV file, that the source is or holds.
+        sha256: of an archive.
+        frost: a local copy of the frost textures.
+    """
+
+    source: Path | None
+    root: Callable[[], Path]
+    sha256: Callable[[], str | None]
+    frost: Path | None
+
+
+def folder(config: DatasetConfig) -> Path:
+    """Where a data set with these settings lies."""
+    return _recipes([config], _given(None, None, ExitStack(), _Silent()), _Silent())[0].path
+
+
+def ensure_datasets(
+    configs: Sequence[DatasetConfig],
+    *,
+    source: Path | None = None,
+    frost: Path | None = None,
+    force: bool = False,
+    reporter: Reporter,
+) -> list[tuple[StoredDataset, bool]]:
+    """Open the data sets with these settings, making those that are missing.
+
+    Raw images are read, and archives unpacked, at most once.
+
+    Args:
+        configs: all of one name and below one root.
+        source: a local copy of the raw images, or None to look where they can be had.
+        frost: a local copy of the frost textures of Corrupted CIFAR-10.
+        force: make them anew where they exist.
+        reporter: told what is done.
+    Returns:
+        Each data set, and whether it was made now.
+    Raises:
+        DataError: an existing folder is damaged or has other settings.
+        DownloadError: the raw images cannot be had.
+    """
+    found = []
+    with ExitStack() as stack:
+        given = _given(source, frost, stack, reporter)
+        for config, recipe in zip(configs, _recipes(configs, given, reporter), strict=True):
+            dataset, made = ensure(recipe, force=force)
+            if not made:
+                _check_given(given, config, dataset, recipe, reporter)
+            found.append((dataset, made))
+    return found
+
+
+def _given(source: Path | None, frost: Path | None, stack: ExitStack, reporter: Reporter) -> _Given:
+    """What was given; it stays unpacked as long as the stack is open."""
+
+    def root() -> Path:
+        if source is None:
+            raise ValueError("no source was given")
+        return stack.enter_context(unpacked(source, reporter))
+
+    archive = source if source is not None and source.is_file() and source.suffix.lower() != ".csv" else None
+    digest = functools.cache(lambda: sha256(archive) if archive else None)
+    return _Given(source, functools.cache(root), digest, frost)
+
+
+def _recipes(configs: Sequence[DatasetConfig], given: _Given, reporter: Reporter) -> list[Recipe]:
+    root = Path(configs[0].root)
+    mnist = lazy_mnist(root, given.source, reporter.say)
+    cifar = lazy_cifar10(root, given.source, reporter.say)
+    textures = functools.cache(lambda: load_textures(root, given.frost, reporter.say))
+
+    def recipe(config: DatasetConfig) -> Recipe:
+        ratio = getattr(config, "ratio", None)
+        teller = reporter if ratio is None or len(configs) == 1 else _OneOfSeveral(f"ratio {ratio}", reporter)
+        if isinstance(config, ColoredMnistConfig):
+            return coloured_mnist_recipe(config, mnist)
+        if isinstance(config, CorruptedCifar10Config):
+            return corrupted_cifar10_recipe(config, cifar, textures, teller)
+        return _import_recipe(config, given, teller)
+
+    return [recipe(config) for config in configs]
+
+
+def _import_recipe(config: ImportConfig, given: _Given, reporter: Reporter) -> Recipe:
+    path = Path(config.root) / _import_folder(config)
+    settings: dict[str, Scalar] = config.model_dump(exclude={"root", "folder"})
+    again = f"{command(config)} --source FOLDER_OR_ARCHIVE"
+
+    def make(replace: bool) -> StoredDataset:
+        if given.source is None:
+            raise DataError(
+                f"data set {config.name} is not in {path}, and it cannot be downloaded",
+                f"Bring the files and import them once: `{again}`.",
+            )
+        listing = _listed(config, given.root())
+        for note in (*listing.notes, *gap_notes(listing)):
+            reporter.warn(note)
+        digest = given.sha256()
+        return pack(
+            listing,
+            path,
+            size=None if isinstance(config, DfaConfig) else config.size,
+            fit="stretch" if isinstance(config, DfaConfig) else config.fit,
+            recipe=settings | ({"source_sha256": digest} if digest else {}),
+            replace=replace,
+            reporter=reporter,
+        )
+
+    return Recipe(path, settings, make, again)
+
+
+def _import_folder(config: ImportConfig) -> str:
+    if isinstance(config, FolderConfig):
+        return config.folder
+    if isinstance(config, DfaConfig) or (isinstance(config, BarConfig) and config.ratio is not None):
+        return f"{config.name}-{config.ratio}"
+    return "celeba-subsampled" if isinstance(config, CelebaConfig) and config.subsample else config.name
+
+
+def _listed(config: ImportConfig, root: Path) -> Listing:
+    """What there is to import."""
+    if isinstance(config, FolderConfig):
+        return list_folder(root, config)
+    if isinstance(config, BffhqConfig):
+        return list_bffhq(root)
+    if isinstance(config, BarConfig):
+        return list_bar(root, config.ratio)
+    if isinstance(config, CelebaConfig):
+        return list_celeba(root, config.subsample, config.seed)
+    if isinstance(config, WaterbirdsConfig):
+        return list_waterbirds(root)
+    return list_dfa(root, config.name, config.ratio)
+
+
+def _check_given(
+    given: _Given, config: DatasetConfig, dataset: StoredDataset, recipe: Recipe, reporter: Reporter
+) -> None:
+    """Of a data set that is there already: say what was not looked at, or refuse files other than it was made from."""
+    if isinstance(config, ColoredMnistConfig | CorruptedCifar10Config):
+        unused = [option for option, path in (("--source", given.source), ("--frost", given.frost)) if path is not None]
+        if unused:
+            what = f"{' and '.join(unused)} {'was' if len(unused) == 1 else 'were'}"
+            reporter.warn(f"{dataset.path} is there already, so {what} not looked at; --force makes it anew")
+    elif given.source is not None:
+        _require_same_source(given, config, dataset, recipe)
+
+
+def _require_same_source(given: _Given, config: ImportConfig, dataset: StoredDataset, recipe: Recipe) -> None:
+    """Refuse a source that is not the one an existing data set was imported from, as far as that can be told."""
+    noted = dataset.manifest.recipe if dataset.manifest else {}
+    digest = given.sha256()
+    if digest is not None and noted.get("source_sha256") == digest:
+        return  # the very archive, which need not be unpacked again
+    key = "source_fingerprint"
+    listing = _listed(config, given.root())
+    found = listing.fingerprint()
+    if noted.get(key, found) != found:
+        before = sum(len(split.target) for split in dataset.splits.values()) + int(noted.get("images_left_out") or 0)
+        now = sum(map(len, listing.splits.values()))
+        name = " (or --name)" if isinstance(config, FolderConfig) else ""
+        raise DataError(
+            f"{dataset.path} was imported from other files than {given.source} holds: "
+            f"{before:,} images then, {now:,} now, and names, labels or sizes of files differ",
+            f"Leave out --source to use what is there, give another --data-root{name}, or replace it with "
+            f"`{recipe.again} --force`.",
+        )

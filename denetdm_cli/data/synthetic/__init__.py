@@ -1,0 +1,1 @@
+"""Data sets that are made: Colored MNIST and Corrupted CIFAR-10."""

@@ -1,0 +1,325 @@
+"""The README.md of an exported model: a model card as Hugging Face reads it."""
+
+import html
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from denetdm_cli import __version__
+from denetdm_cli.config.schema import BranchConfig, CifarResnetConfig, CnnConfig, MlpConfig
+from denetdm_cli.evaluation.metrics import METRICS
+from denetdm_cli.evaluation.selection import selection_note
+from denetdm_cli.hub.portable import Portable
+from denetdm_cli.hub.target import Resizing, Shipped
+
+_METRIC_NAMES = {
+    "unbiased": "Unbiased accuracy (mean over all groups)",
+    "accuracy": "Accuracy",
+    "aligned": "Accuracy on bias-aligned groups (mean)",
+    "conflicting": "Accuracy on bias-conflicting groups (mean)",
+    "worst_group": "Accuracy of the worst group",
+    "worst_class": "Accuracy of the worst class",
+}
+_PAPER = "[DeNetDM](https://arxiv.org/abs/2403.19863) (Sreelatha et al., NeurIPS 2024)"
+
+
+def model_card(shipped: Shipped, network: Portable, digest: str, *, onnx: bool) -> str:
+    """The text of the card.
+
+    Args:
+        shipped: the model.
+        network: what is exported of it.
+        digest: SHA-256 of the checkpoint.
+        onnx: whether model.onnx is beside the card.
+    """
+    sections = (
+        _front_matter(shipped, onnx=onnx),
+        _introduction(shipped, network),
+        _loading(shipped, network, onnx=onnx),
+        _images(shipped),
+        _training(shipped),
+        _results(shipped),
+        _limits(shipped),
+        _origin(shipped, digest),
+    )
+    return "\n\n".join("\n".join(lines) for lines in sections) + "\n"
+
+
+def _front_matter(shipped: Shipped, *, onnx: bool) -> list[str]:
+    architecture, dataset = shipped.config.model.target.name, _data_name(shipped)
+    tags = ["image-classification", "debiasing", "denetdm", "pytorch", "safetensors", *(["onnx"] if onnx else [])]
+    fields: dict[str, Any] = {
+        "license": "unknown",
+        "library_name": "pytorch",
+        "pipeline_tag": "image-classification",
+        "tags": tags,
+    }
+    metrics = _metrics(shipped)
+    on_test = " (selected on test data)" if shipped.metadata["selection"]["selected_on_test_data"] else ""
+    found = [
+        {"type": "accuracy", "name": _METRIC_NAMES[name] + on_test, "value": metrics[name]}
+        for name in sorted(METRICS, key=lambda name: name != shipped.metadata["reported_metric"])
+        if metrics.get(name) is not None
+    ]
+    if found:  # the Hub refuses a model-index without figures
+        split = shipped.metadata["dataset"]["evaluation_split"]
+        result = {
+            "task": {"type": "image-classification"},
+            "dataset": {"type": _slug(dataset), "name": dataset, "split": split},
+            "metrics": found,
+        }
+        fields["model-index"] = [{"name": _slug(f"denetdm-{architecture}-{dataset}"), "results": [result]}]
+    return ["---", yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=1000).rstrip(), "---"]
+
+
+def _introduction(shipped: Shipped, network: Portable) -> Iterator[str]:
+    names = shipped.class_names
+    yield f"# {_text(shipped.config.model.target.name)} for {_text(_data_name(shipped))}, debiased with DeNetDM"
+    yield ""
+    yield f"An image classifier for {len(names)} classes: {', '.join(map(_text, names))}."
+    yield f"It was trained with {_PAPER} so that it does not lean on a shortcut in its training images."
+    yield "Training used no bias labels."
+    yield ""
+    stock = "" if network.is_stock else " No library has this architecture as it is; the code below builds it."
+    yield f"`model.safetensors` holds {network.description}.{stock}"
+    yield "`config.json` says what images it takes and what the classes are called."
+
+
+def _loading(shipped: Shipped, network: Portable, *, onnx: bool) -> Iterator[str]:
+    channels, height, width = shipped.image_shape
+    yield "## How to load it"
+    yield ""
+    yield "With PyTorch, torchvision and safetensors, in the folder of the files:"
+    yield ""
+    yield from ("```python", *_imports(network), "", *network.code.splitlines(), *network.load.splitlines())
+    yield from ("model.eval()", "", *_preparation(shipped), "")
+    yield from (
+        'image = ImageOps.exif_transpose(Image.open("image.jpg"))',
+        'if image.mode.startswith("I"):  # 16-bit grey: the high byte',
+        '    image = image.convert("I").point(lambda value: value / 256).convert("L")',
+        "if image.has_transparency_data:  # is laid over white",
+        '    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))',
+        'image = image.convert("RGB")',
+        "with torch.inference_mode():",
+        "    probabilities = model(prepare(image)[None]).softmax(dim=1)[0].tolist()",
+        'class_names = json.loads(Path("config.json").read_text(encoding="utf-8"))["class_names"]',
+        "print(dict(zip(class_names, probabilities)))",
+        "```",
+        "",
+    )
+    if onnx:
+        yield f"`model.onnx` takes `images`, float32 (batch, {channels}, {height}, {width}), RGB from 0 to 1, at any"
+        yield "batch size, and gives `logits`; the normalisation is inside. With onnxruntime:"
+        yield ""
+        yield from ("```python", "import onnxruntime", "", 'session = onnxruntime.InferenceSession("model.onnx")')
+        yield from ('(logits,) = session.run(None, {"images": images})', "```")
+    else:
+        yield "For other programs, `denetdm export --onnx` writes an ONNX file beside these."
+
+
+def _imports(network: Portable) -> Iterator[str]:
+    code = network.code + network.load
+    yield "import json"
+    if "OrderedDict" in code:
+        yield "from collections import OrderedDict"
+    yield from ("from pathlib import Path", "", "import torch", "from PIL import Image, ImageOps")
+    yield from ("from safetensors.torch import load_file", *(["from torch import nn"] if "nn." in code else []))
+    yield f"from torchvision import {'models, ' if 'models.' in code else ''}transforms"
+
+
+def _preparation(shipped: Shipped) -> Iterator[str]:
+    resizing, data = shipped.resizing, shipped.config.data
+    yield "prepare = transforms.Compose("
+    yield "    ["
+    if resizing.fit == "crop":
+        yield f"        transforms.Resize({resizing.height}),"
+        yield f"        transforms.CenterCrop({resizing.height}),"
+    else:
+        yield f"        transforms.Resize(({resizing.height}, {resizing.width})),"
+    yield "        transforms.ToTensor(),"
+    if data.mean is not None:
+        yield f"        transforms.Normalize({data.mean}, {data.std}),"
+    yield "    ]"
+    yield ")"
+
+
+def _images(shipped: Shipped) -> list[str]:
+    resizing, data = shipped.resizing, shipped.config.data
+    size = f"{resizing.width} by {resizing.height} pixels"
+    normalised = "pixel / 255" if data.mean is None else f"(pixel / 255 - {data.mean}) / {data.std} for R, G and B"
+    return [
+        "## Images",
+        "",
+        f"RGB, {size}, as {normalised}. {resizing_note(resizing)}",
+        "What is transparent was laid over white; of 16-bit grey the high byte was kept.",
+    ]
+
+
+def resizing_note(resizing: Resizing) -> str:
+    """In words: how an image comes to the size of the model."""
+    if resizing.fit == "crop":
+        how = "The shorter side is brought to that size and the middle cut out"
+    else:
+        how = "An image of another size is stretched to it"
+    known = {
+        True: ", as the training images were",
+        False: "; the training images had it from the start",
+        None: "; what was done with the training images is not known",
+    }
+    return f"{how} (bilinear, with antialiasing){known[resizing.in_training]}."
+
+
+def _training(shipped: Shipped) -> Iterator[str]:
+    metadata, config, data = shipped.metadata, shipped.config, shipped.metadata["dataset"]
+    yield "## Training"
+    yield ""
+    taught = ", taught by the shallow one" if config.distill.w_dist else ""
+    yield (
+        f"- Method: {_PAPER}. Stage 1 trains a shallow branch ({_branch(config.model.shallow)}) and a deep one "
+        f"({_branch(config.model.deep)}) as a product of experts: the deep one takes the shortcut. Stage 2 trains "
+        f"this model ({_branch(config.model.target)}) beside the frozen deep branch{taught}."
+    )
+    digest, count = _or_unknown(data["digest"]), len(shipped.class_names)
+    yield f"- Data: {_text(_data_name(shipped))}, {count} classes; digest {digest}."
+    if isinstance(data.get("recipe"), dict):
+        recipe = ", ".join(f"{_text(key)} {_text(value)}" for key, value in data["recipe"].items())
+        yield f"- Recipe of the data: {recipe}."
+    yield f"- Seed: {_or_unknown(metadata['seed'])}."
+    if metadata.get("source") is not None:
+        yield "- Settings: not known; the model was converted from a file that holds the networks alone."
+    else:
+        settings, teacher = config.distill, (metadata.get("teacher") or {}).get("epoch")
+        taken = "" if teacher is None else f", of which epoch {teacher} is the teacher"
+        yield (
+            f"- Epochs: {config.train_poe.epochs} of stage 1{taken}; {settings.epochs} of stage 2, of which this is "
+            f"epoch {metadata['epoch']}."
+        )
+        yield (
+            f"- Stage 2: Adam, learning rate {settings.learning_rate}, weight decay {settings.weight_decay}, "
+            f"batches of {settings.batch_size}; weight {settings.w_poe} on the product-of-experts loss and "
+            f"{settings.w_dist} on the distillation loss at temperature {settings.tau}."
+        )
+        for branch, start in (metadata.get("start_weights") or {}).items():
+            file, digest = _text(start["file"]), _text(start["sha256"])
+            yield f"- The {_text(branch)} branch started from {file} (SHA-256 {digest})."
+
+
+def _results(shipped: Shipped) -> Iterator[str]:
+    metrics, metadata = _metrics(shipped), shipped.metadata
+    yield "## Results"
+    yield ""
+    if not metrics:
+        yield "No figures are kept with this model: it was not evaluated by the program that exported it."
+        return
+    reported_on = metadata["selection"]["reported_on"]
+    yield f"Accuracy in %, measured on the {reported_on} part of `{_text(metadata['dataset']['evaluation_split'])}/`."
+    yield selection_note(metadata["selection"])
+    yield ""
+    yield from _table(["figure", "%"], ([_METRIC_NAMES[name], _figure(shipped, name)] for name in METRICS))
+    yield ""
+    groups = metrics.get("groups")
+    if groups is None:
+        yield "The evaluation images have no bias labels, so there are no figures by group."
+        return
+    yield "By group (rows: class, columns: value of the bias attribute):"
+    yield ""
+    rows = ([_text(name), *map(_percent, row)] for name, row in zip(shipped.class_names, groups, strict=False))
+    yield from _table(["class", *map(_text, metadata["dataset"]["bias_names"])], rows)
+    empty = sum(share is None for row in groups for share in row)
+    if empty:
+        yield ""
+        yield f"{empty} of {sum(map(len, groups))} groups have no image there (-); no mean counts them."
+
+
+def _limits(shipped: Shipped) -> Iterator[str]:
+    metrics = _metrics(shipped)
+    aligned, conflicting = metrics.get("aligned"), metrics.get("conflicting")
+    yield "## Limits"
+    yield ""
+    yield "- It gives every image one of its classes, whatever the image shows; its probabilities are not calibrated."
+    yield "- It was trained for images such as those of its data set; nothing is known of others."
+    if aligned is not None and conflicting is not None:
+        yield (
+            f"- Of the shortcut, a part may be left: images that go with it are right in {_percent(aligned)} %, the "
+            f"others in {_percent(conflicting)} % (means over groups)."
+        )
+        yield "- Shortcuts that the bias labels of the evaluation images do not name were not measured."
+    else:
+        yield "- Whether it leans on a shortcut was not measured here."
+    if shipped.metadata["selection"]["selected_on_test_data"]:
+        yield "- An epoch was picked by its result on test images, so figures on them are too good for a test."
+    yield "- No licence is stated. Those of the training images and of the start weights may bind whoever uses it."
+
+
+def _origin(shipped: Shipped, digest: str) -> Iterator[str]:
+    yield "## Origin"
+    yield ""
+    yield f"Exported by denetdm {__version__} from `{_text(shipped.path.name)}`, SHA-256 `{digest}`."
+    source = shipped.metadata.get("source")
+    if isinstance(source, dict):
+        said = ", ".join(f"{_text(key)}: {_text(value)}" for key, value in source.items())
+        yield f"That was converted from a file of the official code ({said})."
+    elif versions := shipped.metadata["versions"]:
+        yield f"Trained with {', '.join(f'{_text(name)} {_text(version)}' for name, version in versions.items())}."
+
+
+def _metrics(shipped: Shipped) -> Mapping[str, Any]:
+    """What was measured of the target model when it was trained; empty where nothing was."""
+    metrics: Mapping[str, Any] = (shipped.metadata.get("metrics") or {}).get("target") or {}
+    return metrics
+
+
+def _figure(shipped: Shipped, name: str) -> str:
+    """A figure of the target model in per cent; of the worst ones also which group or class it is."""
+    metrics, facts = _metrics(shipped), shipped.metadata["dataset"]
+    share, which = metrics.get(name), metrics.get(f"{name}_of")
+    if share is None or which is None:
+        return _percent(share)
+    names = (
+        [facts["class_names"][which]]
+        if name == "worst_class"
+        else [
+            facts["class_names"][which[0]],
+            facts["bias_names"][which[1]],
+        ]
+    )
+    return f"{_percent(share)} ({', '.join(map(_text, names))})"
+
+
+def _data_name(shipped: Shipped) -> str:
+    return str(shipped.metadata["dataset"].get("name") or shipped.config.dataset.name)
+
+
+def _branch(config: BranchConfig) -> str:
+    if isinstance(config, MlpConfig | CnnConfig):
+        return f"{config.name} of {config.depth} layers, width {config.width}"
+    if isinstance(config, CifarResnetConfig):
+        return f"ResNet for CIFAR of depth {config.depth}"
+    return f"torchvision's {config.name}"
+
+
+def _table(columns: Sequence[str], rows: Iterator[list[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(columns)} |"
+    yield f"|{'---|' * len(columns)}"
+    for row in rows:
+        yield f"| {' | '.join(row)} |"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.2f}"
+
+
+def _or_unknown(value: Any) -> str:
+    return "not known" if value is None else _text(value)
+
+
+def _text(value: object) -> str:
+    """Text of others that must not be read as Markdown or HTML."""
+    plain = " ".join(html.escape(str(value), quote=False).split())
+    return re.sub(r"([\\`*\[\]|])", r"\\\1", plain)
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-") or "data"

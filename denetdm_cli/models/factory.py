@@ -1,0 +1,46 @@
+"""The branches by name. Depth is the paper's variable, so it is a parameter."""
+
+from torch import nn
+
+from denetdm_cli.config.schema import BranchConfig, CifarResnetConfig, CnnConfig, MlpConfig
+from denetdm_cli.models.convnets import CNN, CifarResNet
+from denetdm_cli.models.mlp import MLP
+from denetdm_cli.models.torchvision_nets import build_torchvision, trial
+
+
+def build_branch(
+    config: BranchConfig, image_shape: tuple[int, int, int], *, start_weights: bool = False, key: str = "model.target"
+) -> nn.Module:
+    """A branch with fresh weights, drawn from torch's global CPU stream: (B, C, H, W) float32 to (B, out_features).
+
+    Args:
+        config: the network.
+        image_shape: (C, H, W).
+        start_weights: also load the weights `config` names, if it names any; a network that is going to be filled from
+            a checkpoint must not look for them.
+        key: of the branch in the configuration, for messages.
+    Raises:
+        ConfigError: torchvision has no such network, or it cannot take such images.
+        CheckpointError: the file of start weights is missing, damaged or of another network.
+        DownloadError: the ImageNet weights are neither here nor to be had.
+    """
+    channels, height, width = image_shape
+    if isinstance(config, MlpConfig):
+        return MLP(channels * height * width, config.depth, config.width)
+    if isinstance(config, CnnConfig):
+        return CNN(config.depth, config.width, image_shape)
+    if isinstance(config, CifarResnetConfig):
+        return CifarResNet(channels, config.depth)
+    return build_torchvision(config, image_shape, key, start_weights=start_weights)
+
+
+def learns_from_one_image(branch: nn.Module, image_shape: tuple[int, int, int]) -> bool:
+    """Whether a batch of one image (C, H, W) can train a branch that takes such images; nothing is computed.
+
+    It cannot where batch normalisation reads maps of one pixel: torch then finds a single value a channel.
+    """
+    try:
+        trial(branch.train(), image_shape)
+    except ValueError:  # "Expected more than 1 value per channel when training"
+        return False
+    return True

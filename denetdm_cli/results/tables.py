@@ -1,0 +1,255 @@
+"""Status and report of many runs: as tables for people, and as rows and JSON for programs."""
+
+import time
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from denetdm_cli.config.load import as_yaml
+from denetdm_cli.config.schema import SELECTION_RULES
+from denetdm_cli.results.aggregate import Cell, Group, Setting
+from denetdm_cli.results.records import Figure, StageSummary
+from denetdm_cli.results.sheets import Sheet, duration
+
+CSV_COLUMNS = (
+    "dataset", "conflict_ratio", "stage", "teacher_rule", "differing_settings", "predictor", "metric", "rule",
+    "selected_on_test_data", "reported_on", "n", "seeds", "mean", "std", "paper_mean", "paper_std", "difference",
+)  # fmt: skip
+
+_TEST_DATA = "*"
+_DEVIATION = "In %. In parentheses the sample standard deviation (n - 1) over the seeds"
+
+
+def status_sheet(summaries: Sequence[StageSummary], names: Sequence[str]) -> Sheet:
+    """One row a stage; `names` are those of the runs, and what is wrong with a stage stands below."""
+    rows = [
+        (
+            name,
+            each.folder.name,
+            each.state,
+            _epochs(each),
+            _left(each),
+            "-" if each.written is None else f"{duration(max(time.time() - each.written, 0))} ago",
+            _headline(each),
+        )
+        for name, each in zip(names, summaries, strict=True)
+    ]
+    notes = [f"{each.folder}: {_one_line(each.problem)}" for each in summaries if each.problem]
+    columns = ("run", "stage", "state", "epoch", "left", "written", "accuracy in %")
+    return Sheet("", columns, rows, left=len(columns), notes=notes)
+
+
+def status_document(summaries: Sequence[StageSummary], names: Sequence[str]) -> list[dict[str, Any]]:
+    """The same for programs: times in seconds, accuracies between 0 and 1."""
+    return [
+        {
+            "run": name,
+            "stage": each.folder.name,
+            "path": str(each.folder.resolve()),
+            "state": each.state,
+            "problem": each.problem,
+            "epoch": each.epoch,
+            "epochs": each.epochs,
+            "seconds_left": each.seconds_left,
+            "written": each.written,
+            "headline": None if each.headline is None else vars(each.headline),
+        }
+        for name, each in zip(names, summaries, strict=True)
+    ]
+
+
+def report_sheets(groups: Sequence[Group]) -> list[Sheet]:
+    """One table for each data set, stage, teacher and settings; a row is a ratio, model and accuracy."""
+    together = groupby(groups, key=lambda group: (group.dataset, group.stage, group.teacher, group.settings))
+    return [_report_sheet(list(alike)) for _, alike in together]
+
+
+def report_rows(groups: Sequence[Group]) -> list[tuple[object, ...]]:
+    """One row a figure, as `CSV_COLUMNS` names them; what there is not is empty."""
+    return [
+        (
+            group.dataset,
+            "" if group.ratio is None else group.ratio,
+            group.stage,
+            group.teacher or "",
+            "; ".join(map(_setting, group.settings)),
+            cell.predictor,
+            cell.metric,
+            cell.rule,
+            str(cell.on_test_data).lower(),
+            cell.reported_on,
+            len(cell.values),
+            " ".join(map(str, group.seeds)),
+            cell.mean,
+            "" if cell.std is None else cell.std,
+            "" if cell.paper is None else cell.paper.mean,
+            "" if cell.paper is None or cell.paper.std is None else cell.paper.std,
+            "" if cell.difference is None else cell.difference,
+        )
+        for group in groups
+        for cell in group.cells.values()
+    ]
+
+
+def report_document(groups: Sequence[Group], left_out: Sequence[StageSummary]) -> dict[str, Any]:
+    """Everything in full precision, with the runs behind it."""
+    return {
+        "unit": "percent",
+        "std": "sample standard deviation (n - 1)",
+        "groups": [
+            {
+                "dataset": group.dataset,
+                "conflict_ratio": group.ratio,
+                "stage": group.stage,
+                "teacher_rule": group.teacher,
+                "differing_settings": {s.key: {"value": s.value, "preset": s.preset} for s in group.settings},
+                "digest": group.runs[0].results.dataset.digest,
+                "evaluation_digest": group.runs[0].results.dataset.evaluation_digest,
+                "reported_metric": group.reported_metric,
+                "runs": [
+                    {
+                        "seed": run.results.seed,
+                        "path": str(run.folder.resolve()),
+                        "epochs": {rule: kept.epoch for rule, kept in run.results.rules.items()},
+                    }
+                    for run in group.runs
+                ],
+                "figures": [_figure(cell) for cell in group.cells.values()],
+            }
+            for group in groups
+        ],
+        "left_out": [
+            {"path": str(each.folder.resolve()), "state": each.state, "problem": each.problem} for each in left_out
+        ],
+    }
+
+
+def _figure(cell: Cell) -> dict[str, Any]:
+    return {
+        "predictor": cell.predictor,
+        "metric": cell.metric,
+        "rule": cell.rule,
+        "selected_on_test_data": cell.on_test_data,
+        "reported_on": cell.reported_on,
+        "n": len(cell.values),
+        "values": list(cell.values),
+        "mean": cell.mean,
+        "std": cell.std,
+        "paper": None if cell.paper is None else cell.paper._asdict(),
+        "difference": cell.difference,
+    }
+
+
+def _report_sheet(groups: Sequence[Group]) -> Sheet:
+    compared = any(cell.paper for group in groups for cell in group.cells.values())
+    rows = [
+        _report_row(group, predictor, metric, compared)
+        for group in groups
+        for predictor in group.predictors
+        for metric in group.main_metrics
+        if (predictor, metric, "last") in group.cells
+    ]
+    columns = ["conflict ratio", "model", "accuracy", "seeds", "n"]
+    for rule in SELECTION_RULES:
+        columns += [f"rule {rule}", "diff."] if compared else [f"rule {rule}"]
+    if compared:
+        columns.append("published, other settings" if groups[0].settings else "published")
+    return Sheet(_title(groups[0]), columns, rows, left=4, notes=_notes(groups, compared))
+
+
+def _report_row(group: Group, predictor: str, metric: Figure, compared: bool) -> list[str]:
+    row = [
+        "-" if group.ratio is None else f"{100 * group.ratio:g} %",
+        predictor,
+        metric.replace("_", " "),
+        _ranges(group.seeds),
+        str(len(group.runs)),
+    ]
+    for rule in SELECTION_RULES:
+        cell = group.cells.get((predictor, metric, rule))
+        row.append("-" if cell is None else _mean(cell.mean, cell.std) + (_TEST_DATA if cell.on_test_data else ""))
+        if compared:
+            row.append("-" if cell is None or cell.difference is None else f"{cell.difference:+.2f}")
+    if compared:
+        paper = group.cells[predictor, metric, "last"].paper
+        row.append("-" if paper is None else _mean(*paper))
+    return row
+
+
+def _title(group: Group) -> str:
+    title = f"{group.dataset}, stage 1: the branches"
+    if group.stage == "distill":
+        title = f"{group.dataset}, stage 2: the target model, its teacher by rule {group.teacher}"
+    return title + "".join(f", {setting}" for setting in group.settings)
+
+
+def _notes(groups: Sequence[Group], compared: bool) -> list[str]:
+    settings = groups[0].settings
+    notes = [_DEVIATION + (", of the published figures over 5; diff. is in percentage points." if compared else ".")]
+    if any(cell.on_test_data for group in groups for cell in group.cells.values()):
+        notes.append(f"{_TEST_DATA} SELECTED ON TEST DATA, as by the official code.")
+    measured = {rule: cell.reported_on for group in groups for (_, _, rule), cell in group.cells.items()}
+    on_part = [rule for rule in SELECTION_RULES if measured.get(rule) == "test"]
+    if on_part:
+        others = "; the others on all of it." if len(on_part) < len(measured) else "."
+        notes.append(
+            f"Rule {', '.join(on_part)}: measured on the evaluation split without the images that rule valid picks on"
+            + others
+        )
+    if settings:
+        notes.append(f"NOT the settings of the preset: {'; '.join(map(_setting, settings))}.")
+    return notes
+
+
+def _setting(setting: Setting) -> str:
+    return f"{setting} (preset: {'not set' if setting.preset is None else as_yaml(setting.preset)})"
+
+
+def _mean(mean: float, std: float | None) -> str:
+    return f"{mean:.2f}" if std is None else f"{mean:.2f} ({std:.2f})"
+
+
+def _one_line(problem: str) -> str:
+    """A message of several lines, the first of which ends with a colon."""
+    first, *more = problem.split("\n  ")
+    return " ".join([first, "; ".join(more)]).rstrip()
+
+
+def _ranges(seeds: Sequence[int]) -> str:
+    """Sorted seeds, three or more in a row as a range."""
+    runs: list[list[int]] = []
+    for seed in seeds:
+        if runs and seed == runs[-1][-1] + 1:
+            runs[-1].append(seed)
+        else:
+            runs.append([seed])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
+
+
+def _epochs(each: StageSummary) -> str:
+    return "-" if each.epoch is None else f"{each.epoch}/{'?' if each.epochs is None else each.epochs}"
+
+
+def _left(each: StageSummary) -> str:
+    if each.seconds_left is None:
+        return "-"
+    return f"{'' if each.state == 'running' else 'needs '}{duration(each.seconds_left)}"
+
+
+def _headline(each: StageSummary) -> str:
+    found = each.headline
+    if found is None or found.value is None:
+        return "-"
+    of = f"epoch {found.epoch}" if found.rule is None else f"rule {found.rule}"
+    if found.rule is not None and each.results and each.results.rules[found.rule].selected_on_test_data:
+        of += ", SELECTED ON TEST DATA"
+    return f"{found.predictor} {found.metric.replace('_', ' ')} {100 * found.value:.2f} ({of})"
+
+
+def run_name(folder: Path, given: Sequence[Path]) -> str:
+    """The run of a stage folder: below the only path that was given, or else as one would type it."""
+    run = folder.parent
+    if len(given) == 1 and run != given[0] and run.is_relative_to(given[0]):
+        return str(run.relative_to(given[0]))
+    return str(run)

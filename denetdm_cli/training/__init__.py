@@ -1,0 +1,1 @@
+"""The one training loop and what surrounds it: stages, run folders, checkpoints, processes, trackers."""

@@ -1,0 +1,135 @@
+"""What a person is told on stderr, and how much: lines on a terminal, lines with a time stamp elsewhere."""
+
+import re
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from enum import Enum
+from typing import IO, TYPE_CHECKING, TextIO, cast
+
+from denetdm_cli.utils.errors import ConfigError, UserError
+
+if TYPE_CHECKING:  # it takes a tenth of a second, and plain lines do without
+    from rich.console import Console
+
+_PLAIN_WIDTH = 80
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+class Level(Enum):
+    """How much is told: warnings, errors and results alone; how the work goes on besides; what helps to debug a job."""
+
+    QUIET = "--quiet"
+    NORMAL = ""
+    VERBOSE = "--verbose"
+
+
+_level = Level.NORMAL
+_silent = False
+
+
+def reset() -> None:
+    """Begin a command: nothing is chosen yet."""
+    global _level, _silent
+    _level, _silent = Level.NORMAL, False
+
+
+def leave_it_to_others() -> None:
+    """Tell nothing but errors from now on: another process of the same run tells the rest."""
+    global _silent
+    _silent = True
+
+
+def choose(level: Level) -> None:
+    """Tell less or more from now on.
+
+    Raises:
+        ConfigError: the other was chosen before.
+    """
+    global _level
+    if _level not in (Level.NORMAL, level):
+        raise ConfigError("--quiet and --verbose exclude each other", "Give one of them.")
+    _level = level
+
+
+def quiet() -> bool:
+    """Whether only warnings, errors and results are wanted."""
+    return _silent or _level is Level.QUIET
+
+
+def verbose() -> bool:
+    """Whether details are wanted."""
+    return not _silent and _level is Level.VERBOSE
+
+
+def say(line: str, *, always: bool = False) -> None:
+    """One line of progress or explanation; `always` also where little is told."""
+    if (always and not _silent) or not quiet():
+        _tell(line)
+
+
+def detail(line: str) -> None:
+    """One line that helps to debug a job."""
+    if verbose():
+        _tell(line)
+
+
+def show_error(error: UserError) -> None:
+    """What is wrong, and what to do."""
+    _tell(error.what, "error:", "bold red")
+    _tell(error.fix, "what to do:", "bold")
+
+
+def show_warnings(warnings: Sequence[str]) -> None:
+    """What did not stop the program but should be known."""
+    for warning in () if _silent else warnings:
+        _tell(warning, "warning:", "bold yellow")
+
+
+def stream(*, stderr: bool) -> "Console":
+    """Rich where there is a terminal; elsewhere plain text of a fixed width, without colour or wrapping surprises."""
+    from rich.console import Console
+
+    file = sys.stderr if stderr else sys.stdout
+    if file.isatty():
+        return Console(stderr=stderr, highlight=False, emoji=False)
+    plain = cast("IO[str]", _Plain(file))
+    return Console(file=plain, highlight=False, emoji=False, width=_PLAIN_WIDTH, no_color=True, force_terminal=False)
+
+
+def shown(text: str) -> str:
+    """Text that any terminal can show: what it cannot is escaped."""
+    return "".join(letter if letter.isprintable() else _escaped(letter) for letter in text)
+
+
+def _tell(text: str, label: str = "", style: str = "") -> None:
+    if sys.stderr.isatty():
+        from rich.markup import escape
+
+        marked = f"[{style}]{label}[/] {escape(text)}"
+        console = stream(stderr=True)
+        with console.capture() as line:
+            console.print(marked if label else text, markup=bool(label), soft_wrap=True)
+        sys.stderr.write(line.get())  # where a live bar listens, to move out of the way; a console writes past it
+        return
+    # A line break of ours goes on with two spaces; any other was in a name, and must not begin a line of the log.
+    first, *more = (f"{label} {text}" if label else text).split("\n  ")
+    stamp = datetime.now().astimezone().isoformat(timespec="seconds")
+    sys.stderr.write("".join(f"{stamp} {shown(line)}\n" for line in (first, *(f"  {part}" for part in more))))
+
+
+def _escaped(letter: str) -> str:
+    return letter.encode("unicode_escape", "backslashreplace").decode()
+
+
+class _Plain:
+    """A file that gets no control character but the line break, whatever names are written to it."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, text: str) -> int:
+        return self._file.write(_CONTROL.sub(lambda match: _escaped(match[0]), text))
+
+    def flush(self) -> None:
+        self._file.flush()

@@ -1,0 +1,444 @@
+"""The configuration: what is read, what is refused, and how a refusal helps."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from denetdm_cli.config import load as config
+from denetdm_cli.config.load import differences, from_mapping, load, preset_path
+from denetdm_cli.config.presets import preset_folder, preset_names
+from denetdm_cli.config.schema import SELECTION_RULES, Config
+from denetdm_cli.utils.errors import ConfigError
+
+PRESET = preset_path("coloredmnist")
+
+
+def at(loaded: Config, key: str) -> Any:
+    value: Any = loaded
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def refused(*settings: str, path: Path = PRESET, options: dict[str, object] | None = None) -> list[str]:
+    """The problems that are reported, one an entry."""
+    with pytest.raises(ConfigError) as caught:
+        load(path, settings, options)
+    assert caught.value.exit_code == 2
+    assert caught.value.fix
+    first, *problems = caught.value.what.split("\n  ")
+    assert str(path) in first
+    return problems or [first]
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+DATASETS = "coloredmnist, corruptedcifar10, cmnist, cifar10c, bffhq, bar, celeba, waterbirds, folder"
+
+
+class TestPresets:
+    def test_every_yaml_that_ships_is_a_preset(self) -> None:
+        assert preset_names() == sorted(path.stem for path in preset_folder().glob("*.y*ml"))
+        assert "coloredmnist" in preset_names()
+
+    @pytest.mark.parametrize("name", preset_names())
+    def test_each_loads_and_explains_the_selection_rules(self, name: str) -> None:
+        assert load(preset_path(name)).dataset.name == name
+        text = preset_path(name).read_text(encoding="utf-8")
+        assert all(f" {rule} " in text for rule in SELECTION_RULES)
+
+    @pytest.mark.parametrize("name", preset_names())
+    def test_each_comes_back_from_the_yaml_of_a_run_folder(self, name: str, tmp_path: Path) -> None:
+        loaded = load(preset_path(name))
+        assert load(written(tmp_path, config.to_yaml(loaded))) == loaded
+
+    @pytest.mark.parametrize("name", preset_names())
+    def test_the_branches_of_each_can_be_those_of_another_size(self, name: str) -> None:
+        changed = load(preset_path(name), ["model.shallow={name: mlp, depth: 4, width: 32}",
+                                           "model.deep={name: mlp, depth: 7, width: 32}",
+                                           "model.target={name: convnext_tiny, weights: null, width: 32}"])  # fmt: skip
+        assert changed.model.deep.feature_width == 32
+
+    def test_the_published_settings_of_the_other_sets(self) -> None:
+        """paper.md's tables, number by number."""
+        cifar, bffhq = load(preset_path("corruptedcifar10")), load(preset_path("bffhq"))
+        assert (cifar.train_poe.epochs, cifar.train_poe.batch_size, cifar.train_poe.learning_rate) == (100, 256, 1e-3)
+        assert (cifar.distill.epochs, cifar.distill.batch_size, cifar.distill.learning_rate) == (200, 256, 1e-4)
+        assert (cifar.train_poe.weight_decay, cifar.distill.weight_decay) == (1e-3, 0)
+        assert (cifar.distill.w_poe, cifar.distill.w_dist, cifar.distill.tau) == (1, 1, 2)
+        assert (bffhq.train_poe.epochs, bffhq.train_poe.batch_size, bffhq.train_poe.learning_rate) == (10, 64, 1e-3)
+        assert (bffhq.distill.epochs, bffhq.distill.batch_size, bffhq.distill.learning_rate) == (100, 64, 1e-4)
+        assert (bffhq.train_poe.weight_decay, bffhq.distill.weight_decay) == (0, 0)
+        assert (bffhq.distill.w_poe, bffhq.distill.w_dist) == (1, 0)
+        for found in (cifar, bffhq):
+            assert found.data.mean == [0.4914, 0.4822, 0.4465]
+            assert found.data.std == [0.2023, 0.1994, 0.2010]
+            assert (found.data.random_crop_padding, found.data.horizontal_flip) == (4, True)
+            assert (found.train_poe.drop_last, found.distill.drop_last) == (True, False)
+        assert bffhq.train_poe.selection_metric == "shallow.conflicting"
+        assert bffhq.distill.selection_metric == "target.conflicting"
+        assert load(preset_path("bar")).distill.selection_metric == "target.conflicting"
+        for name in ("celeba", "waterbirds"):
+            assert load(preset_path(name)).distill.selection_metric == "target.worst_group"
+        assert load(preset_path("corruptedcifar10")).distill.selection_metric == "target.unbiased"
+        assert load(preset_path("folder")).distill.selection_metric == "target.accuracy"
+
+    def test_the_values_of_the_paper(self) -> None:
+        loaded = load(PRESET)
+        assert (loaded.dataset.ratio, loaded.dataset.severity) == (0.01, 4)
+        assert (loaded.model.shallow.depth, loaded.model.deep.depth, loaded.model.target.depth) == (3, 5, 5)
+        assert loaded.train_poe.model_dump() == {
+            "epochs": 100,
+            "batch_size": 64,
+            "learning_rate": 1e-3,
+            "weight_decay": 1e-3,
+            "drop_last": True,
+            "selection_metric": "shallow.conflicting",
+        }
+        assert (loaded.distill.w_poe, loaded.distill.w_dist, loaded.distill.tau) == (1, 1, 2)
+        assert loaded.selection == "last"
+
+    def test_are_found_from_any_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert load(preset_path("coloredmnist")).dataset.name == "coloredmnist"
+
+    @pytest.mark.parametrize("name", ["colormnist", "ColoredMNIST", "coloured_mnist"])
+    def test_an_unknown_one_is_refused_with_the_nearest(self, name: str) -> None:
+        with pytest.raises(ConfigError, match=f"'{name}'; did you mean 'coloredmnist'\\?") as caught:
+            preset_path(name)
+        assert "denetdm configs ls" in caught.value.fix
+
+    def test_a_name_far_from_all_gets_the_list(self) -> None:
+        with pytest.raises(ConfigError) as caught:
+            preset_path("../pyproject")
+        assert "did you mean" not in caught.value.what
+        assert "coloredmnist" in caught.value.fix
+
+
+class TestYaml:
+    @pytest.mark.parametrize(
+        ("text", "value"),
+        [("1e-3", 1e-3), ("1E-3", 1e-3), ("5.e2", 500.0), (".5e-1", 0.05), ("+1e+0", 1.0), ("2", 2.0), ("1_0.5", 10.5)],
+    )
+    def test_numbers(self, text: str, value: float) -> None:
+        assert load(PRESET, [f"train_poe.learning_rate={text}"]).train_poe.learning_rate == value
+
+    @pytest.mark.parametrize("text", ["'1e-3'", "1e-3x", "1e", "e3", "1,5", "[1]", "null", "", "true", "2024-01-01"])
+    def test_what_is_no_number(self, text: str) -> None:
+        (problem,) = refused(f"train_poe.learning_rate={text}")
+        assert problem.startswith("train_poe.learning_rate: ")
+        assert problem.endswith("is not allowed; must be a finite number above 0")
+
+    @pytest.mark.parametrize("text", [".nan", ".inf", "-.inf", "1e999"])
+    @pytest.mark.parametrize("key", ["dataset.ratio", "distill.weight_decay", "distill.tau"])
+    def test_numbers_are_finite(self, key: str, text: str) -> None:
+        (problem,) = refused(f"{key}={text}")
+        assert problem.startswith(f"{key}: ")
+        assert "must be a finite number" in problem
+
+    @pytest.mark.parametrize("key", ["seed", "train_poe.epochs", "model.deep.depth"])
+    @pytest.mark.parametrize("text", ["true", "yes", "3.0", "1e1", "'3'", "3.5"])
+    def test_whole_numbers_are_nothing_else(self, key: str, text: str) -> None:
+        (problem,) = refused(f"{key}={text}")
+        assert problem.startswith(f"{key}: ")
+        assert "must be a whole number" in problem
+
+    @pytest.mark.parametrize("text", ["1", "0", "'true'", "y"])
+    def test_truth_values_are_nothing_else(self, text: str) -> None:
+        (problem,) = refused(f"distill.drop_last={text}")
+        assert problem.startswith("distill.drop_last: ")
+        assert problem.endswith("must be true or false")
+
+    def test_text_is_nothing_else(self) -> None:
+        (problem,) = refused("out=5")
+        assert problem == "out: 5 is not allowed; must be text, if need be in quotes"
+        assert load(PRESET, ['out="5"']).out == "5"
+
+    @pytest.mark.parametrize(
+        "out", ["1e3", "5", "true", "null", "~", " padded ", "a: b", "#x", "grün", "[a", "'q'", ""]
+    )
+    def test_any_text_comes_back(self, tmp_path: Path, out: str) -> None:
+        loaded = load(PRESET, [], {"out": out, "train_poe.learning_rate": 1e-07, "distill.tau": 123456789.125})
+        assert load(written(tmp_path, config.to_yaml(loaded))) == loaded
+
+    @pytest.mark.parametrize(
+        ("text", "line", "reason"),
+        [
+            ("seed: 1\nout: a\nseed: 2\n", 3, "the key 'seed' is given twice"),
+            ("model:\n  deep:\n    depth: 3\n    depth: 3\n", 4, "the key 'depth' is given twice"),
+            ("train_poe:\n\tepochs: 3\n", 2, "cannot start any token"),
+            ("seed: 1\nout: [a\n", 3, "expected ',' or ']'"),
+            ("seed: 1\nout: a: b\n", 2, "mapping values are not allowed"),
+            ("seed: 1\n1: 2\n", 2, "the key '1' is not text"),
+            ("seed: 1\non: 2\n", 2, "the key 'on' is not text"),
+            ("seed: 1\n? [a]\n: 2\n", 2, "is not text"),
+            ("seed: !!python/object:os.system 1\n", 1, "could not determine a constructor"),
+            ("seed: 1\n---\nseed: 2\n", 2, "but found another document"),
+        ],
+    )
+    def test_a_mistake_is_found_by_file_and_line(self, tmp_path: Path, text: str, line: int, reason: str) -> None:
+        path = written(tmp_path, text)
+        with pytest.raises(ConfigError) as caught:
+            load(path)
+        assert f"{path}, line {line}, column " in caught.value.what
+        assert reason in caught.value.what
+        assert "\n" not in caught.value.what
+
+    @pytest.mark.parametrize("text", ["", "# nothing\n", "- a\n- b\n", "just words\n", "3\n", "null\n"])
+    def test_a_file_that_is_no_mapping(self, tmp_path: Path, text: str) -> None:
+        (problem,) = refused(path=written(tmp_path, text))
+        assert "holds no mapping of keys to values" in problem
+
+    def test_a_file_that_is_no_text(self, tmp_path: Path) -> None:
+        path = tmp_path / "mine.yaml"
+        for content in (b"\xff\xfe\x00seed", b"seed: \x00\n"):
+            path.write_bytes(content)
+            with pytest.raises(ConfigError, match=str(path)):
+                load(path)
+
+    def test_a_file_that_cannot_be_read(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="no configuration file") as caught:
+            load(tmp_path / "absent.yaml")
+        assert "--dataset NAME" in caught.value.fix
+        for path in (tmp_path, PRESET / "below"):
+            with pytest.raises(ConfigError, match="cannot read the configuration"):
+                load(path)
+
+    def test_anchors_and_merge_keys_work(self, tmp_path: Path) -> None:
+        text = PRESET.read_text(encoding="utf-8").replace(
+            "  shallow: {name: mlp, depth: 3, width: 100}", "  shallow: &branch {name: mlp, depth: 3, width: 100}"
+        )
+        text = text.replace("  deep: {name: mlp, depth: 5, width: 100}", "  deep: {<<: *branch, depth: 6}")
+        assert load(written(tmp_path, text)).model.deep.model_dump() == {"name": "mlp", "depth": 6, "width": 100}
+
+
+class TestSet:
+    @pytest.mark.parametrize(
+        ("setting", "key", "value"),
+        [
+            ("train_poe.epochs=7", "train_poe.epochs", 7),
+            (" train_poe.epochs = 7 ", "train_poe.epochs", 7),
+            ("model.shallow={name: mlp, depth: 4, width: 100}", "model.shallow.depth", 4),
+            ("out=a=b", "out", "a=b"),
+            ("distill.w_poe=0", "distill.w_poe", 0.0),
+        ],
+    )
+    def test_changes_one_key(self, setting: str, key: str, value: object) -> None:
+        loaded = load(PRESET, [setting])
+        assert at(loaded, key) == value
+        assert [changed for changed, _, _ in differences(loaded, load(PRESET))] == [key]
+
+    def test_comes_after_the_file_and_before_the_options(self) -> None:
+        loaded = load(PRESET, ["seed=5", "out=there"], {"seed": None, "train_poe.epochs": 3})
+        assert (loaded.seed, loaded.out, loaded.train_poe.epochs) == (5, "there", 3)
+
+    @pytest.mark.parametrize("setting", ["seed", "=3", "", " =3"])
+    def test_must_have_a_key_and_a_value(self, setting: str) -> None:
+        (problem,) = refused(setting)
+        assert problem.startswith(f"--set {setting!r}: must have the form KEY=VALUE")
+
+    def test_the_same_key_twice_is_refused_unless_equal(self) -> None:
+        assert refused("seed=1", "seed=2") == ["seed: --set gives it twice, 1 and 2; give it once"]
+        assert load(PRESET, ["seed=1", "seed=1"]).seed == 1
+
+    def test_an_option_that_contradicts_is_refused(self) -> None:
+        assert refused("seed=1", options={"seed": 2}) == ["seed: --set gives 1 and its own option 2; give one of them"]
+        assert load(PRESET, ["seed=1"], {"seed": 1}).seed == 1
+
+    @pytest.mark.parametrize("text", ["{a", "[1, 2", "'open", "{a: 1, a: 2}", "{1: 2}", "a\tb: c: d", "*x"])
+    def test_a_value_that_is_no_yaml(self, text: str) -> None:
+        (problem,) = refused(f"out={text}")
+        assert problem.startswith(f"out: {text!r} is not a YAML value (")
+
+    def test_a_section_must_be_a_whole_section(self) -> None:
+        (problem,) = refused("train_poe=4")
+        assert problem.startswith("train_poe: 4 is not allowed; must be a section with the keys epochs, batch_size,")
+        problems = refused("model.deep={depth: 3}")
+        assert problems == [
+            "model.deep.name: missing; must be one of mlp, cnn, cifar_resnet, a classifier of torchvision such as "
+            "resnet18",
+        ]
+
+    def test_a_value_has_no_keys_below(self) -> None:
+        (problem,) = refused("train_poe.epochs.most=3")
+        assert problem == "train_poe.epochs: {'most': 3} is not allowed; must be a whole number at least 1"
+
+
+class TestRefusals:
+    def test_all_problems_come_at_once(self, tmp_path: Path) -> None:
+        text = PRESET.read_text(encoding="utf-8").replace("severity: 4 ", "severty: 4 ")
+        problems = refused(
+            "model.deep.name=perceptron",
+            "distill.tau=0",
+            "nonsense",
+            path=written(tmp_path, text),
+            options={"dataset.ratio": 1.0, "train_poe.epochs": 0, "device": "gpu"},
+        )
+        keys = [problem.split(":")[0] for problem in problems]
+        assert keys == [
+            "--set 'nonsense'",
+            "dataset.ratio",
+            "dataset.severity",
+            "dataset.severty",
+            "model.deep.name",
+            "train_poe.epochs",
+            "distill.tau",
+            "device",
+        ]
+
+    @pytest.mark.parametrize(
+        ("key", "value", "must"),
+        [
+            ("dataset.ratio", 0.0, "a finite number above 0 and below 1"),
+            ("dataset.ratio", 1, "a finite number above 0 and below 1"),
+            ("dataset.ratio", -0.1, "a finite number above 0 and below 1"),
+            ("dataset.severity", 0, "a whole number at least 1 and at most 5"),
+            ("dataset.severity", 6, "a whole number at least 1 and at most 5"),
+            ("dataset.seed", 2**32, f"a whole number at least 0 and below {2**32}"),
+            ("seed", -1, f"a whole number at least 0 and below {2**63}"),
+            ("seed", 2**63, f"a whole number at least 0 and below {2**63}"),
+            ("model.deep.depth", 1, "a whole number at least 2 and at most 100"),
+            ("train_poe.batch_size", 0, "a whole number at least 1"),
+            ("train_poe.learning_rate", 0, "a finite number above 0"),
+            ("distill.weight_decay", -1, "a finite number at least 0"),
+            ("selection", "lsat", "one of last, valid, paper; did you mean 'last'?"),
+            ("dataset.name", "ColoredMnist", f"one of {DATASETS}; did you mean 'coloredmnist'?"),
+            ("device", "cuda:", "auto, cpu, cuda, cuda:N or mps; did you mean 'cuda'?"),
+            ("device", "cpu\n", "auto, cpu, cuda, cuda:N or mps; did you mean 'cpu'?"),
+        ],
+    )
+    def test_a_value_out_of_range(self, key: str, value: object, must: str) -> None:
+        assert refused(options={key: value}) == [f"{key}: {value!r} is not allowed; must be {must}"]
+
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            ("dataset.ratio", 1e-9),
+            ("dataset.ratio", 1 - 1e-9),
+            ("dataset.severity", 1),
+            ("dataset.severity", 5),
+            ("dataset.seed", 2**32 - 1),
+            ("seed", 0),
+            ("seed", 2**63 - 1),
+            ("model.deep.depth", 2),
+            ("train_poe.batch_size", 1),
+            ("distill.weight_decay", 0),
+            ("distill.w_dist", 0),
+            ("device", "cuda:12"),
+            ("device", "mps"),
+        ],
+    )
+    def test_a_value_at_the_edge(self, key: str, value: object) -> None:
+        assert at(load(PRESET, (), {key: value}), key) == value
+
+    @pytest.mark.parametrize(
+        ("key", "nearest"),
+        [
+            ("train_poe.epoch", "'train_poe.epochs'"),
+            ("train.epochs", "'train_poe'"),
+            ("epochs", "'train_poe.epochs' or 'distill.epochs'"),
+            ("Seed", "'seed'"),
+            ("model.shalow.depth", "'model.shallow'"),
+            ("distill.batchsize", "'distill.batch_size'"),
+            ("dataset.width", "'model.shallow.width' or 'model.deep.width' or 'model.target.width'"),
+            ("learning-rate", "'train_poe.learning_rate' or 'distill.learning_rate'"),
+        ],
+    )
+    def test_an_unknown_key_gets_the_nearest(self, key: str, nearest: str) -> None:
+        (problem,) = refused(f"{key}=3")
+        assert problem.startswith(f"{key.split('.')[0]}")
+        assert problem.endswith(f"; did you mean {nearest}?")
+
+    def test_an_unknown_key_says_what_there_is(self) -> None:
+        (problem,) = refused("distill.zzz=1")
+        assert problem.startswith("distill.zzz: unknown key (value 1); distill has epochs, batch_size, ")
+        assert problem.endswith(", w_poe, w_dist, tau")
+        (problem,) = refused("zzz=1")
+        assert "; the top has dataset, data, model, train_poe, distill, selection, compute, seed, device, " in problem
+
+    def test_a_long_value_is_cut(self) -> None:
+        (problem,) = refused(f"distill.tau={'x' * 1000}")
+        assert len(problem) < 200
+
+    def test_branches_of_different_width(self) -> None:
+        (problem,) = refused("model.deep.width=50")
+        assert problem.startswith("model: the branches share one head")
+        assert problem.endswith("they end in: shallow 100, deep 50, target 100")
+
+    def test_nothing_to_train(self) -> None:
+        (problem,) = refused("distill.w_poe=0", "distill.w_dist=0")
+        assert problem.startswith("distill: w_poe and w_dist are both 0")
+
+    @pytest.mark.parametrize("key", ["seed", "dataset.root", "model.target", "distill.tau", "train_poe.drop_last"])
+    def test_no_key_may_be_missing(self, key: str) -> None:
+        tree = load(PRESET).model_dump()
+        *sections, leaf = key.split(".")
+        section = tree
+        for name in sections:
+            section = section[name]
+        del section[leaf]
+        with pytest.raises(ConfigError, match=f"{key}: missing; must be ") as caught:
+            from_mapping(tree, "somewhere")
+        assert "somewhere" in caught.value.what
+
+
+def test_nothing_can_be_changed_afterwards() -> None:
+    loaded = load(PRESET)
+    with pytest.raises(ValidationError):
+        loaded.seed = 3  # type: ignore[misc]
+    with pytest.raises(ValidationError):
+        loaded.dataset.ratio = 0.5  # type: ignore[misc]
+
+
+def test_differences_name_every_leaf() -> None:
+    ours, theirs = load(PRESET, ["seed=1", "model.deep.depth=7"]), load(PRESET, ["distill.tau=3"])
+    assert differences(ours, theirs) == [("model.deep.depth", 7, 5), ("distill.tau", 2.0, 3.0), ("seed", 1, 0)]
+    assert differences(ours, ours) == []
+
+
+class TestSectionsChosenByName:
+    @pytest.mark.parametrize(
+        ("setting", "problem"),
+        [
+            ("model.deep.depth=21", "model.deep: depth: 21 is no depth of a CIFAR ResNet"),
+            ("model.shallow.depth=5", "model.shallow.depth: 5 is not allowed; must be one of 3, 4"),
+            ("model.target.weights=3", "model.target.weights: 3 is not allowed; must be text, if need be in quotes or"),
+            ("model.target.wieghts=a", "model.target.wieghts: unknown key (value 'a'); model.target has name, weights"),
+            ("data.mean=[0.5, 0.5]", "data.mean: [0.5, 0.5] is not allowed; must be a list of 3 numbers or null"),
+            ("data.mean=[1, 1, x]", "data.mean: 'x' is not allowed"),
+            ("data.std=[0.5, 0.5, 0]", "data.std: 0 is not allowed; must be a list of 3 numbers above 0 or null"),
+            ("data.std=null", "data: mean and std go together"),
+            ("data.random_resized_crop=[0.1, 1.0]", "data: random_crop_padding and random_resized_crop exclude each"),
+            ("data.cache=ram", "data.cache: 'ram' is not allowed; must be one of auto, device, host, stream"),
+            ("dataset.type=2", "dataset.type: 2 is not allowed; must be one of 0, 1"),
+            ("dataset.size=32", "dataset.size: unknown key (value 32); dataset has root, name, type, ratio"),
+            (
+                "model.shallow.weights=imagenet",
+                "model.shallow.weights: unknown key (value 'imagenet'); model.shallow has name, depth, width; "
+                "weights goes with a classifier of torchvision such as resnet18",
+            ),
+            (
+                "dataset.fit=crop",
+                "dataset.fit: unknown key (value 'crop'); dataset has root, name, type, ratio, severity, seed; "
+                "fit goes with bffhq, bar, celeba, waterbirds, folder",
+            ),
+            ("dataset={root: data}", f"dataset.name: missing; must be one of {DATASETS}"),
+            ("model.target.name=18", "model.target.name: 18 is not allowed; must be one of mlp, cnn, cifar_resnet"),
+            ("model.deep.name=mlpp", "model.deep.name: 'mlpp' is not allowed"),
+        ],
+    )  # fmt: skip
+    def test_a_problem_is_named_within_its_kind(self, setting: str, problem: str) -> None:
+        (found,) = refused(setting, path=preset_path("corruptedcifar10"))
+        assert found.startswith(problem)
+
+    def test_null_is_a_ratio_of_bar(self) -> None:
+        assert load(preset_path("bar")).dataset.ratio is None
+        assert load(preset_path("bar"), ["dataset.ratio=0.05"]).dataset.ratio == 0.05
+        (found,) = refused("dataset.ratio=2.0", path=preset_path("bar"))
+        assert found == "dataset.ratio: 2.0 is not allowed; must be a finite number above 0 and below 1 or null"

@@ -1,0 +1,89 @@
+"""Tables that paste well into a terminal, Markdown, LaTeX and a spreadsheet."""
+
+import csv
+import re
+
+import pytest
+
+from denetdm_cli.results.sheets import Sheet, as_csv, as_latex, as_markdown, as_text, duration
+
+SHEET = Sheet(
+    "my_data & more",
+    ("model", "seeds", "rule last", "diff."),
+    [("shallow", "0-4", "85.22 (0.76)", "-0.38"), ("model.deep=3 | 50 %", "0", "7.00", "+1.50")],
+    left=2,
+    notes=("* 100 % of x_y",),
+)
+
+
+def test_text_has_columns() -> None:
+    lines = as_text(SHEET).splitlines()
+    assert lines == [
+        "my_data & more",
+        "",
+        "model                seeds     rule last  diff.",
+        "-----------------------------------------------",
+        "shallow              0-4    85.22 (0.76)  -0.38",
+        "model.deep=3 | 50 %  0              7.00  +1.50",
+        "",
+        "* 100 % of x_y",
+    ]
+
+
+def test_text_is_whole_and_plain() -> None:
+    long = "x" * 300
+    text = as_text(Sheet("", ("a", "b"), [(long, "\x1b[31mred\n"), ("画像", "c")], left=2, notes=("\t",)))
+    assert long in text
+    assert not re.search(r"[\x00-\x09\x0b-\x1f]", text)
+    lines = text.splitlines()
+    assert len(lines) == 6
+    assert lines[3].index("c") == 300 - len("画像") + 2  # these characters are two columns wide
+
+
+def test_markdown() -> None:
+    assert as_markdown(SHEET).splitlines() == [
+        r"**my\_data & more**",
+        "",
+        "| model | seeds | rule last | diff. |",
+        "| --- | --- | ---: | ---: |",
+        "| shallow | 0-4 | 85.22 (0.76) | -0.38 |",
+        r"| model.deep=3 \| 50 % | 0 | 7.00 | +1.50 |",
+        "",
+        r"- \* 100 % of x\_y",
+    ]
+
+
+def test_latex() -> None:
+    lines = [line.strip() for line in as_latex(SHEET).splitlines()]
+    assert lines[0] == r"\begin{table}"
+    assert lines[-1] == r"\end{table}"
+    assert r"\caption{my\_data \& more.}" in lines
+    assert r"\begin{tabular}{llrr}" in lines
+    assert r"shallow & 0--4 & 85.22 (0.76) & $-$0.38 \\" in lines
+    assert r"model.deep=3 | 50 \% & 0 & 7.00 & +1.50 \\" in lines
+    assert r"\par * 100 \% of x\_y" in lines
+
+
+@pytest.mark.parametrize("character", list("&%$#_{}~^\\<>"))
+def test_latex_leaves_no_special_character(character: str) -> None:
+    text = as_latex(Sheet("", ("a",), [(f"x{character}y",)], left=1))
+    (cell,) = re.findall(r"x(.*)y", text)
+    assert re.fullmatch(r"\\[&%$#_{}]|\\text\w+\{\}", cell)
+
+
+def test_csv_is_read_back() -> None:
+    rows = [("a,b", 'say "x"', 1 / 3), ("", "two\nlines", 2)]
+    text = as_csv(("one", "two", "three"), rows)
+    assert list(csv.reader(text.splitlines(keepends=True))) == [
+        ["one", "two", "three"],
+        ["a,b", 'say "x"', repr(1 / 3)],
+        ["", "two\nlines", "2"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (59.6, "1 min 0 s"), (3599, "59 min 59 s"), (3700, "1 h 1 min"), (90000, "1 d 1 h")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
