@@ -14,7 +14,7 @@ from unittest import mock
 
 import pytest
 
-from denetdm_cli.cli import app as cli
+from denetdm_cli.cli import app
 from denetdm_cli.training import checkpoint
 
 NAME = "ColoredMNIST-Skewed0.1-Severity4"
@@ -46,7 +46,7 @@ def call(*arguments: object) -> Outcome:
         contextlib.redirect_stderr(err),
         pytest.raises(SystemExit) as ended,
     ):
-        cli.main()
+        app.main()
     assert isinstance(ended.value.code, int)
     return Outcome(ended.value.code, out.getvalue(), STAMP.sub("", err.getvalue()), err.getvalue())
 

@@ -9,7 +9,7 @@ import pytest
 from loopback import Site, serving
 from tests_support import glyph_mnist
 
-from denetdm_cli.config.load import load, preset_path
+from denetdm_cli.config.load import load_config, preset_path
 from denetdm_cli.config.schema import Config
 from denetdm_cli.data.raw.mnist import Mnist
 from denetdm_cli.data.store import StoredDataset
@@ -55,7 +55,7 @@ def tiny_config(tmp_path: Path) -> Config:
         "train_poe.epochs": 3,
         "distill.epochs": 3,
     }
-    return load(preset_path("coloredmnist"), (), options)
+    return load_config(preset_path("coloredmnist"), (), options)
 
 
 @pytest.fixture

@@ -177,7 +177,7 @@ class Heard:
         self.said: list[str] = []
         self.advanced: list[tuple[str, int, int]] = []
 
-    def say(self, line: str) -> None:
+    def info(self, line: str) -> None:
         self.said.append(line)
 
     def warn(self, warning: str) -> None:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from denetdm_cli.config import load as config
+from denetdm_cli.config.load import load_config, preset_path, to_yaml
 from denetdm_cli.config.schema import SELECTION_RULES
 from denetdm_cli.results.aggregate import FinishedStage, Group, gather
 from denetdm_cli.results.records import find_stages, summarise
@@ -54,7 +54,7 @@ def finished(
         settings: `KEY=VALUE`, what is not as there.
         results: entries of results.json that replace what there would be.
     """
-    resolved = config.load(config.preset_path(preset), settings, {"seed": seed})
+    resolved = load_config(preset_path(preset), settings, {"seed": seed})
     tree = resolved.model_dump(mode="json")
     dataset = f"{preset}-{tree['dataset'].get('ratio')}"
     name = stage if stage == "train-poe" or teacher == "last" else f"distill-from-{teacher}"
@@ -95,7 +95,7 @@ def finished(
         "epochs": epochs,
         "rules": rules,
     }
-    (folder / "config.yaml").write_text(config.to_yaml(resolved), "utf-8")
+    (folder / "config.yaml").write_text(to_yaml(resolved), "utf-8")
     (folder / "results.json").write_text(json.dumps(document | results), "utf-8")
     with (folder / "metrics.jsonl").open("w", encoding="utf-8") as file:
         for epoch in range(1, epochs + 1):

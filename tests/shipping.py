@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from denetdm_cli.config.load import from_mapping, load, preset_path
+from denetdm_cli.config.load import from_mapping, load_config, preset_path
 from denetdm_cli.config.schema import Config
 from denetdm_cli.evaluation.selection import provenance
 from denetdm_cli.methods.denetdm.models import ProductOfExperts, TargetModel
@@ -23,7 +23,7 @@ class Listener:
         self.lines: list[str] = []
         self.steps: list[tuple[str, int, int]] = []
 
-    def say(self, line: str) -> None:
+    def info(self, line: str) -> None:
         self.lines.append(line)
 
     def warn(self, warning: str) -> None:
@@ -35,7 +35,7 @@ class Listener:
 
 def config_for(target: dict[str, Any], *, normalised: bool = True, preset: str = "bffhq") -> Config:
     """A configuration with this target branch beside small ones."""
-    tree = load(preset_path(preset), (), {"device": "cpu", "threads": 1}).model_dump()
+    tree = load_config(preset_path(preset), (), {"device": "cpu", "threads": 1}).model_dump()
     width = target.get("width", 64)
     small = {"name": "mlp", "depth": 2, "width": width}
     tree["model"] = {"shallow": small, "deep": small, "target": target}

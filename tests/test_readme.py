@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from denetdm_cli.cli.app import app
-from denetdm_cli.utils import log as logs
+from denetdm_cli.utils import log
 from denetdm_cli.utils.errors import (
     EXIT_INTERRUPTED,
     EXIT_STOPPED,
@@ -39,7 +39,7 @@ COMMANDS = sorted(
 @pytest.fixture(autouse=True)
 def _as_usual() -> Iterator[None]:
     yield
-    logs.reset()  # which a --quiet in the README has changed
+    log.reset()  # which a --quiet in the README has changed
 
 
 @pytest.mark.parametrize("line", COMMANDS)

@@ -11,10 +11,9 @@ import typer
 from denetdm_cli import __version__
 from denetdm_cli.cli import configs, data, evaluate, hub, report, train
 from denetdm_cli.cli.options import Program, QuietOption, VerboseOption
-from denetdm_cli.utils import log as logs
-from denetdm_cli.utils import signals as stopping
-from denetdm_cli.utils.cpu import keep_libraries_to_allotment
-from denetdm_cli.utils.errors import UserError, of_system
+from denetdm_cli.utils import log, signals
+from denetdm_cli.utils.cpu import limit_library_threads
+from denetdm_cli.utils.errors import UserError, from_os_error
 
 app = typer.Typer(
     name="denetdm",
@@ -28,8 +27,8 @@ app = typer.Typer(
 
 def main() -> NoReturn:
     """Run the program; a user's mistake ends in two lines and the exit code of its kind, never in a traceback."""
-    logs.reset()
-    keep_libraries_to_allotment()
+    log.reset()
+    limit_library_threads()
     code = _run()
     if os.environ.get("WORLD_SIZE", "1") != "1":  # one of several ranks
         # DistributedDataParallel leaves threads of its process group behind for good. They can abort the process while
@@ -44,7 +43,7 @@ def main() -> NoReturn:
 def _run() -> int:
     """Run the command that was asked for and return the exit code."""
     try:
-        with stopping.listening():
+        with signals.listening():
             _call()
     except SystemExit as end:
         stop = _stop_behind(end)
@@ -55,8 +54,8 @@ def _run() -> int:
         return _failed(error)
     except OSError as error:
         for line in traceback.format_exc().splitlines():
-            logs.detail(line)
-        return _failed(of_system(error))
+            log.debug(line)
+        return _failed(from_os_error(error))
     return 0
 
 
@@ -65,11 +64,11 @@ def _call() -> None:
     try:
         app(prog_name="denetdm")
     except Exception as error:
-        stop = stopping.raised()
+        stop = signals.raised()
         if stop is None or isinstance(error, UserError):
             raise
         for line in traceback.format_exc().splitlines():
-            logs.detail(line)
+            log.debug(line)
         raise stop from None
 
 
@@ -80,14 +79,14 @@ def _stop_behind(end: SystemExit) -> KeyboardInterrupt | None:
 
 
 def _stopped(stop: KeyboardInterrupt) -> int:
-    if isinstance(stop, stopping.Stopped) and not stop.told:
-        logs.say(f"stopped by {stop}", always=True)
-    return stopping.exit_code(stop)
+    if isinstance(stop, signals.Stopped) and not stop.told:
+        log.info(f"stopped by {stop}", always=True)
+    return signals.exit_code(stop)
 
 
 def _failed(error: UserError) -> int:
     if not error.told:
-        logs.show_error(error)
+        log.show_error(error)
     return error.exit_code
 
 

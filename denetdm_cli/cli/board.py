@@ -7,17 +7,17 @@ from collections.abc import Iterator, Sequence
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from denetdm_cli.cli.console import duration, told_accuracies
-from denetdm_cli.training.events import Began, EpochDone, Finished
+from denetdm_cli.cli.console import accuracy_line, duration
+from denetdm_cli.training.events import EpochEvaluated, StageFinished, StageStarted
 from denetdm_cli.training.events import Progress as StepProgress
 from denetdm_cli.training.workers import Failed, News
 from denetdm_cli.utils.errors import UserError
-from denetdm_cli.utils.log import quiet, say, stream
+from denetdm_cli.utils.log import info, quiet, stream
 
 _SECONDS_BETWEEN_LINES = 10.0
 
 
-class Board:
+class MultiRunProgress:
     """What is known of many runs, and where it is shown.
 
     Args:
@@ -26,7 +26,7 @@ class Board:
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names
-        self._finished: dict[int, Finished] = {}
+        self._finished: dict[int, StageFinished] = {}
         self._failed: dict[int, Failed] = {}
         self._ended = 0
         self._view = _Bars(len(names)) if sys.stderr.isatty() and not quiet() else _Lines()
@@ -51,17 +51,17 @@ class Board:
         return error
 
     @property
-    def finished(self) -> list[Finished]:
+    def finished(self) -> list[StageFinished]:
         """The last stage of each run that came to its end, in the order of the runs."""
         return [finished for number, finished in sorted(self._finished.items()) if number not in self._failed]
 
     def _take(self, number: int, event: News) -> None:
         name = self._names[number]
-        if isinstance(event, Began):
+        if isinstance(event, StageStarted):
             self._view.begin(number, name, event)
-        elif isinstance(event, StepProgress | EpochDone):
+        elif isinstance(event, StepProgress | EpochEvaluated):
             self._view.update(number, event)
-        elif isinstance(event, Finished):
+        elif isinstance(event, StageFinished):
             self._finished[number] = event
         else:
             self._ended += 1
@@ -87,15 +87,15 @@ class _Bars:
         self._all = self._progress.add_task("runs", total=runs, note="")
         self._progress.start()
 
-    def begin(self, number: int, name: str, began: Began) -> None:
+    def begin(self, number: int, name: str, began: StageStarted) -> None:
         if number in self._tasks:
             self._progress.remove_task(self._tasks[number])
         self._tasks[number] = self._progress.add_task(
             escape(f"{name} {began.stage}"), total=began.epochs, completed=began.first_epoch - 1, note=""
         )
 
-    def update(self, number: int, event: StepProgress | EpochDone) -> None:
-        if isinstance(event, EpochDone):
+    def update(self, number: int, event: StepProgress | EpochEvaluated) -> None:
+        if isinstance(event, EpochEvaluated):
             note = f"loss {event.record['losses']['total']:.4f}"
             self._progress.update(self._tasks[number], completed=event.record["epoch"], note=note)
 
@@ -113,15 +113,15 @@ class _Lines:
     """A line of each run now and then, and whenever a stage begins or a run ends."""
 
     def __init__(self) -> None:
-        self._stages: dict[int, tuple[str, Began, float]] = {}
+        self._stages: dict[int, tuple[str, StageStarted, float]] = {}
         self._told: dict[int, float] = {}
 
-    def begin(self, number: int, name: str, began: Began) -> None:
+    def begin(self, number: int, name: str, began: StageStarted) -> None:
         self._stages[number] = name, began, time.perf_counter()
         self._told.pop(number, None)
-        say(f"{name}: {began.stage}, epochs {began.first_epoch} to {began.epochs}, into {began.folder}")
+        info(f"{name}: {began.stage}, epochs {began.first_epoch} to {began.epochs}, into {began.folder}")
 
-    def update(self, number: int, event: StepProgress | EpochDone) -> None:
+    def update(self, number: int, event: StepProgress | EpochEvaluated) -> None:
         now = time.perf_counter()
         if isinstance(event, StepProgress) or now - self._told.get(number, 0.0) < _SECONDS_BETWEEN_LINES:
             return
@@ -129,14 +129,14 @@ class _Lines:
         name, began, started = self._stages[number]
         record, epoch = event.record, event.record["epoch"]
         left = (now - started) / (epoch - began.first_epoch + 1) * (began.epochs - epoch)
-        say(
+        info(
             f"{name}: {began.stage} epoch {epoch}/{began.epochs}  loss {record['losses']['total']:.4f}  "
-            f"{told_accuracies(record)}  {duration(left)} left of this stage"
+            f"{accuracy_line(record)}  {duration(left)} left of this stage"
         )
 
     def end(self, number: int, line: str) -> None:
         self._stages.pop(number, None)
-        say(line)
+        info(line)
 
     def close(self) -> None:
         pass

@@ -12,19 +12,19 @@ import typer
 
 from denetdm_cli.config.presets import preset_names
 from denetdm_cli.utils import log as logs
-from denetdm_cli.utils import signals as stopping
+from denetdm_cli.utils import signals
 from denetdm_cli.utils.errors import ConfigError
-from denetdm_cli.utils.log import detail, say
+from denetdm_cli.utils.log import debug, info
 
 
 def load_config(dataset: str | None, file: Path | None, settings: list[str] | None, options: dict[str, Any]) -> Any:
     """The configuration that --dataset or --config names, with --set and plain options on top."""
-    from denetdm_cli.config import load as config
+    from denetdm_cli.config.load import load_config, preset_path
 
     if dataset is not None and file is None:
-        return config.load(config.preset_path(dataset), settings or (), options)
+        return load_config(preset_path(dataset), settings or (), options)
     if file is not None and dataset is None:
-        return config.load(file, settings or (), options)
+        return load_config(file, settings or (), options)
     raise ConfigError(
         "give either --dataset NAME or --config FILE",
         f"Presets: {', '.join(preset_names())}. For example: denetdm train-poe --dataset coloredmnist",
@@ -104,8 +104,8 @@ def make_or_open(
     try:
         return ensure_datasets(wanted, source=source, frost=frost, force=force, reporter=report)
     except KeyboardInterrupt as stop:
-        report.say("stopped; nothing is half-made")
-        stopping.tell(stop)
+        report.info("stopped; nothing is half-made")
+        signals.tell(stop)
         raise
     finally:
         report.close()
@@ -123,7 +123,7 @@ def draw_sheet(dataset: Any, path: Path, name: str) -> None:
         aligned=dataset.aligned,
         title=f"{name}, train",
     )
-    say(f"contact sheet of {name}: {path}")
+    info(f"contact sheet of {name}: {path}")
 
 
 def the_dataset(wanted: Any, source: Path | None, ranks: Any) -> Any:
@@ -137,10 +137,10 @@ def the_dataset(wanted: Any, source: Path | None, ranks: Any) -> Any:
         here.append(stored)
         return stored.path, made
 
-    path, made = ranks.first_does(make)  # the path alone: images are not sent from rank to rank
+    path, made = ranks.run_on_main(make)  # the path alone: images are not sent from rank to rank
     stored = here[0] if here else open_dataset(path)
-    say(f"data set {stored.path} {'made now' if made else 'is there already'}")
-    detail(f"digest of the data set {stored.digest}, of its evaluation images {stored.evaluation_digest}")
+    info(f"data set {stored.path} {'made now' if made else 'is there already'}")
+    debug(f"digest of the data set {stored.digest}, of its evaluation images {stored.evaluation_digest}")
     return stored
 
 
@@ -148,34 +148,30 @@ def train(job: Any, dataset: Any, ranks: Any) -> list[Any]:
     """Train one run in this process, and return the ends of its stages."""
     from denetdm_cli.cli.console import follow
 
-    again = go_on_command()
-    with stopping.listening(job.config.stop_signals), closing(job.events(dataset, ranks)) as events:
+    again = resume_command()
+    with signals.listening(job.config.stop_signals), closing(job.events(dataset, ranks)) as events:
         return follow(events, again)  # closing lets go of the run folder
 
 
-def train_many(jobs: list[Any], datasets: list[Any], workers: int | None) -> list[Any]:
+def train_many(jobs: list[Any], workers: int | None) -> list[Any]:
     """Train many runs at once, and return the ends of the last stages of those that came to one.
 
     Raises:
         UserError: one of them failed; the others went on to their end.
     """
-    from denetdm_cli.cli.board import Board
-    from denetdm_cli.training.workers import plan, train_all, train_in_one, why_not_in_one
+    from denetdm_cli.cli.board import MultiRunProgress
+    from denetdm_cli.training.workers import plan, train_all
 
-    if workers is None and why_not_in_one(jobs) is None:
-        say(f"{len(jobs)} runs in one program, a step of all of them at a time")
-        events = train_in_one(jobs, datasets)
-    else:
-        how = plan(jobs, workers)
-        say(f"{len(jobs)} runs, {how.workers} at a time, with {how.threads} CPU thread{'s' * (how.threads > 1)} each")
-        events = train_all(jobs, how)
-    board = Board([job.name for job in jobs])
+    how = plan(jobs, workers)
+    info(f"{len(jobs)} runs, {how.workers} at a time, with {how.threads} CPU thread{'s' * (how.threads > 1)} each")
+    events = train_all(jobs, how)
+    board = MultiRunProgress([job.name for job in jobs])
     try:
-        with stopping.listening(jobs[0].config.stop_signals), closing(events) as news:
+        with signals.listening(jobs[0].config.stop_signals), closing(events) as news:
             board.follow(news)
     except KeyboardInterrupt as stop:
-        say(f"stopped; what was trained is kept. Go on with: {go_on_command()}", always=True)
-        stopping.tell(stop)
+        info(f"stopped; what was trained is kept. Go on with: {resume_command()}", always=True)
+        signals.tell(stop)
         raise
     if board.failure:
         raise board.failure
@@ -193,20 +189,20 @@ def launched(processes: int | None) -> None:
     from denetdm_cli.training.launch import LAUNCHED, launch
 
     if os.environ.get("RANK", "0") != "0":
-        logs.leave_it_to_others()
+        logs.silence()
     if LAUNCHED in os.environ and "RANK" in os.environ:
-        stopping.stop_with_parent()
+        signals.stop_with_parent()
         return
     if processes is None or processes == 1:
         return
     if "RANK" in os.environ:
         raise ConfigError("--nproc is given, and the environment announces several processes", "Leave out --nproc.")
-    with stopping.listening(stopping.ALSO):  # the ranks know which of them the configuration names
+    with signals.listening(signals.ALSO):  # the ranks know which of them the configuration names
         code = launch(processes, sys.argv[1:])
     raise typer.Exit(code)
 
 
-def go_on_command() -> str:
+def resume_command() -> str:
     """The command that goes on where this one was stopped."""
     kept = [argument for argument in sys.argv[1:] if argument != "--force" and not argument.startswith("--resume=")]
     while "--resume" in kept:
@@ -244,7 +240,7 @@ def require_csv(path: Path, columns: Sequence[str], option: str) -> None:
         )
 
 
-def as_typed(path: Path) -> str:
+def shell_path(path: Path) -> str:
     """A path as one would type it here."""
     here = Path.cwd()
     return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))

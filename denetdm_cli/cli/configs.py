@@ -31,9 +31,9 @@ def configs_ls() -> None:
 
 def configs_show(name: ConfigArgument) -> None:
     """Print a shipped configuration."""
-    from denetdm_cli.config import load as config
+    from denetdm_cli.config.load import preset_path
 
-    typer.echo(config.preset_path(name).read_text(encoding="utf-8"), nl=False)
+    typer.echo(preset_path(name).read_text(encoding="utf-8"), nl=False)
 
 
 def configs_cp(
@@ -42,10 +42,10 @@ def configs_cp(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
     """Copy a shipped configuration to a file of your own."""
-    from denetdm_cli.config import load as config
+    from denetdm_cli.config.load import preset_path
     from denetdm_cli.utils.files import atomic_file
 
-    source = config.preset_path(name)
+    source = preset_path(name)
     if destination.is_dir():
         destination = destination / source.name
     if destination.exists() and not force:

@@ -12,11 +12,11 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 from rich.text import Text
 
 from denetdm_cli.cli import details
-from denetdm_cli.training.events import Began, EpochDone, Event, Finished
+from denetdm_cli.training.events import EpochEvaluated, Event, StageFinished, StageStarted
 from denetdm_cli.training.events import Progress as StepProgress
 from denetdm_cli.training.run_folder import RunFolder
-from denetdm_cli.utils import signals as stopping
-from denetdm_cli.utils.log import detail, quiet, say, show_warnings, stream, verbose
+from denetdm_cli.utils import signals
+from denetdm_cli.utils.log import debug, info, quiet, show_warnings, stream, verbose
 
 _SECONDS_BETWEEN_LINES = 1.0
 _SECONDS_BETWEEN_DATA_LINES = 5.0
@@ -32,12 +32,12 @@ class DataReport:
         self._began = (self._told, 0)
         self._reached = (0, 0)
 
-    def say(self, line: str) -> None:
+    def info(self, line: str) -> None:
         """One line that stays."""
         if self._bar is not None:
             self._bar.console.print(line, markup=False, soft_wrap=True)
         else:
-            say(line)
+            info(line)
 
     def warn(self, warning: str) -> None:
         """What did not stop the work but should be known."""
@@ -71,7 +71,7 @@ class DataReport:
             self._told = now
             began, before = self._began
             left = f", {duration((now - began) / (done - before) * (total - done))} left" if done > before else ""
-            say(f"{what}: {done:,} of {total:,}{left}")
+            info(f"{what}: {done:,} of {total:,}{left}")
 
     def close(self) -> None:
         """Remove the live line."""
@@ -85,34 +85,34 @@ def show_json(document: Any) -> None:
     sys.stdout.write(json.dumps(document, indent=2) + "\n")
 
 
-def follow(events: Iterator[Event], again: str) -> list[Finished]:
+def follow(events: Iterator[Event], again: str) -> list[StageFinished]:
     """Show stages as they train, and return their ends; `again` is the command that goes on, for one who stops it."""
-    began: Began | None = None
+    began: StageStarted | None = None
     view: _Bar | _Lines | None = None
     ends = []
     try:
         for event in events:
-            if isinstance(event, Began):
+            if isinstance(event, StageStarted):
                 began = event
                 epochs = f"epochs {event.first_epoch} to {event.epochs}"
-                say(f"{event.stage}: {event.images:,} images an epoch, {epochs}, into {event.folder}")
+                info(f"{event.stage}: {event.images:,} images an epoch, {epochs}, into {event.folder}")
                 for line in details.of_run(event) if verbose() else ():
-                    say(line)
+                    info(line)
                 view = None if quiet() else _Bar(event) if sys.stderr.isatty() else _Lines(event)
-            elif isinstance(event, Finished):
+            elif isinstance(event, StageFinished):
                 ends.append(event)
                 _close(view)
             else:
                 if view is not None:
                     view.update(event)
-                for line in details.of_epoch(event.record) if isinstance(event, EpochDone) else ():
-                    detail(line)
+                for line in details.of_epoch(event.record) if isinstance(event, EpochEvaluated) else ():
+                    debug(line)
     except KeyboardInterrupt as stop:
-        stopping.tell(stop)
+        signals.tell(stop)
         if began and RunFolder(began.folder).resume_file.exists():
-            say(f"stopped; what was trained is kept. Go on with: {again}", always=True)
+            info(f"stopped; what was trained is kept. Go on with: {again}", always=True)
         else:
-            say(f"stopped; nothing was trained yet. Begin anew with: {again}", always=True)
+            info(f"stopped; nothing was trained yet. Begin anew with: {again}", always=True)
         raise
     finally:
         _close(view)
@@ -138,7 +138,7 @@ class _ProgressWithNote(Progress):
 class _Bar:
     """Two live lines that fit into 80 columns: bar, loss, images a second and time left; accuracies of the branches."""
 
-    def __init__(self, began: Began) -> None:
+    def __init__(self, began: StageStarted) -> None:
         self._began = began
         self._loss = self._rate = ""
         self._progress = _ProgressWithNote(
@@ -158,13 +158,13 @@ class _Bar:
         )
         self._progress.start()
 
-    def update(self, event: StepProgress | EpochDone) -> None:
+    def update(self, event: StepProgress | EpochEvaluated) -> None:
         if isinstance(event, StepProgress):
             epoch, images, self._loss = event.epoch, event.images, f"loss {event.loss:.4f}"
         else:
             epoch, images = event.record["epoch"], self._began.images
             self._loss, self._rate = f"loss {event.record['losses']['total']:.4f}", _rate(event.record)
-            self._progress.note = told_accuracies(event.record)
+            self._progress.note = accuracy_line(event.record)
         figures = " ".join(part for part in (self._loss, self._rate) if part)
         completed = (epoch - 1) * self._began.images + images
         self._progress.update(self._task, description=self._title(epoch), completed=completed, figures=figures)
@@ -179,12 +179,12 @@ class _Bar:
 class _Lines:
     """One plain line an epoch, at most one a second but for the first and the last; with --verbose there are all."""
 
-    def __init__(self, began: Began) -> None:
+    def __init__(self, began: StageStarted) -> None:
         self._began = began
         self._started = time.perf_counter()
         self._told = 0.0
 
-    def update(self, event: StepProgress | EpochDone) -> None:
+    def update(self, event: StepProgress | EpochEvaluated) -> None:
         if isinstance(event, StepProgress):
             return
         record, now = event.record, time.perf_counter()
@@ -194,13 +194,13 @@ class _Lines:
             return
         self._told = now
         left = (now - self._started) / (epoch - began.first_epoch + 1) * (began.epochs - epoch)
-        say(
+        info(
             f"{began.stage} epoch {epoch}/{began.epochs}  loss {record['losses']['total']:.4f}  "
-            f"{told_accuracies(record)}  {_rate(record)}  {duration(left)} left"
+            f"{accuracy_line(record)}  {_rate(record)}  {duration(left)} left"
         )
 
 
-def told_accuracies(record: Mapping[str, Any]) -> str:
+def accuracy_line(record: Mapping[str, Any]) -> str:
     """What tells whether the branches separate, by predictor and in per cent: conflicting and aligned accuracy."""
     found = record["evaluation"]
     if all(metrics["conflicting"] is None for metrics in found.values()):

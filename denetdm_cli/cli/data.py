@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from denetdm_cli.cli import common as shell
+from denetdm_cli.cli import common
 from denetdm_cli.cli.arguments import DataRootOption, SetOption, SourceOption
 from denetdm_cli.cli.options import complete_presets
 from denetdm_cli.utils.errors import ConfigError, StorageError
@@ -48,12 +48,12 @@ def make_data(
 ) -> None:
     """Make a biased data set, or import one, in the layout of LfF and DeNetDM."""
     from denetdm_cli.cli.tables import show_dataset
-    from denetdm_cli.config import load as config
+    from denetdm_cli.config.load import load_config, preset_path
     from denetdm_cli.data.registry import ImportConfig
 
     if preview is not None:
-        shell.require_ending(preview, ".png", "--preview")
-    path = config.preset_path(dataset)
+        common.require_ending(preview, ".png", "--preview")
+    path = preset_path(dataset)
     options = {
         "dataset.severity": severity,
         "dataset.type": corruptions,
@@ -62,19 +62,19 @@ def make_data(
         "dataset.seed": seed,
         "dataset.root": data_root,
     }
-    chosen = config.load(path, settings or ()).dataset
-    shell.dataset_keys(settings or ())
-    shell.require_options(dataset, chosen, options | {"dataset.ratio": ratio or None, "frost": frost})
+    chosen = load_config(path, settings or ()).dataset
+    common.dataset_keys(settings or ())
+    common.require_options(dataset, chosen, options | {"dataset.ratio": ratio or None, "frost": frost})
     wanted = [
-        shell.absolute(config.load(path, settings or (), options | {"dataset.ratio": value})).dataset
+        common.absolute(load_config(path, settings or (), options | {"dataset.ratio": value})).dataset
         for value in (ratio if ratio else (None,))
     ]
-    made = shell.make_or_open(wanted, source, force, frost)
+    made = common.make_or_open(wanted, source, force, frost)
     imported = source is not None and isinstance(wanted[0], ImportConfig)  # of what is made, the recipe says the counts
     for stored, new in made:
         show_dataset(stored, f"{stored.path} ({'made now' if new else 'was there already'})", groups=imported)
     if preview is not None:
-        shell.draw_sheet(made[0][0], preview, made[0][0].path.name)
+        common.draw_sheet(made[0][0], preview, made[0][0].path.name)
 
 
 def validate(
@@ -89,29 +89,29 @@ def validate(
 ) -> None:
     """Check a data set folder, or images before they are imported, and show what is in it."""
     from denetdm_cli.cli.tables import show_dataset
-    from denetdm_cli.config import load as config
+    from denetdm_cli.config.load import load_config, preset_path
     from denetdm_cli.data.store import looks_like_dataset, open_dataset
     from denetdm_cli.utils.temporary import scratch_folder
 
     sheet = preview or Path(f"{_ARCHIVE_ENDING.sub('', data.resolve().name)}-sheet.png")
-    shell.require_ending(sheet, ".png", "--preview")
+    common.require_ending(sheet, ".png", "--preview")
     if looks_like_dataset(data):
         if settings:
             raise ConfigError(f"--set: {data} is a data set already", "Leave it out; it is for images to be imported.")
         stored = open_dataset(data, thorough=True)
         show_dataset(stored, f"{data} (sound)", groups=True)
-        shell.draw_sheet(stored, sheet, stored.path.name)
+        common.draw_sheet(stored, sheet, stored.path.name)
         return
-    given = shell.dataset_keys(settings or ())
+    given = common.dataset_keys(settings or ())
     if unused := sorted(given & {"dataset.root", "dataset.folder"}):
         raise ConfigError(f"--set {unused[0]}: validate keeps no data set", "Leave it out; it is for make-data.")
     with scratch_folder() as scratch:
         size = None if "dataset.size" in given else _CHECKED_SIZE
         options = {"dataset.root": str(scratch), "dataset.folder": "checked", "dataset.size": size}
-        wanted = config.load(config.preset_path("folder"), settings or (), options).dataset
+        wanted = load_config(preset_path("folder"), settings or (), options).dataset
         try:
-            ((stored, _),) = shell.make_or_open([wanted], data, force=False)
+            ((stored, _),) = common.make_or_open([wanted], data, force=False)
         except StorageError as error:
             raise StorageError(error.what, "Set the environment variable TMPDIR to a folder with more space.") from None
         show_dataset(stored, f"{data}, as make-data folder would import it", groups=True, digest=False)
-        shell.draw_sheet(stored, sheet, data.resolve().name)
+        common.draw_sheet(stored, sheet, data.resolve().name)

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from denetdm_cli.training.events import Began
+from denetdm_cli.training.events import StageStarted
 from denetdm_cli.training.run_folder import RunFolder
-from denetdm_cli.utils.cpu import cpu_allotment
+from denetdm_cli.utils.cpu import available_cpus
 from denetdm_cli.utils.device import resolve_device, versions
 
 
@@ -16,13 +16,13 @@ def of_machine(device: torch.device) -> list[str]:
     """Device, threads and versions, as they are once a command has begun to compute."""
     model = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
     return [
-        f"device {device}{model}, CPU threads: {torch.get_num_threads()} of {cpu_allotment()} allotted, "
+        f"device {device}{model}, CPU threads: {torch.get_num_threads()} of {available_cpus()} allotted, "
         f"on {platform.node()} ({platform.platform()})",
         "versions: " + ", ".join(f"{name} {version}" for name, version in versions().items()),
     ]
 
 
-def of_run(began: Began) -> list[str]:
+def of_run(began: StageStarted) -> list[str]:
     """Where a stage trains, and with which settings."""
     folder = RunFolder(began.folder)
     config = folder.config()

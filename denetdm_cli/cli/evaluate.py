@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from denetdm_cli.cli import common as shell
+from denetdm_cli.cli import common
 from denetdm_cli.cli.arguments import DataRootOption, SelectOption, SourceOption
 from denetdm_cli.utils.errors import DataError
 
@@ -33,12 +33,12 @@ def evaluate(
     from denetdm_cli.cli import console, details, tables
     from denetdm_cli.data.registry import folder
     from denetdm_cli.results import score as scoring
-    from denetdm_cli.utils import log as logs
+    from denetdm_cli.utils import log
     from denetdm_cli.utils.device import resolve_device
 
     def open_own(config: Any) -> Any:
         root = {} if data_root is None else {"root": data_root}
-        config = shell.absolute(config.model_copy(update={"dataset": config.dataset.model_copy(update=root)}))
+        config = common.absolute(config.model_copy(update={"dataset": config.dataset.model_copy(update=root)}))
         trained_on = folder(config.dataset)
         if data_root is None and not trained_on.exists():
             # A checkpoint may come from anywhere: what it says of folders is no reason to write there.
@@ -47,23 +47,23 @@ def evaluate(
                 "Give the folder that holds it with --data-root (it is made there if it is missing), or evaluate on "
                 "another data set with --data DIR.",
             )
-        ((stored, made),) = shell.make_or_open([config.dataset], source=source, force=False)
+        ((stored, made),) = common.make_or_open([config.dataset], source=source, force=False)
         if made:
-            logs.say(f"data set {stored.path} made now")
+            log.info(f"data set {stored.path} made now")
         return stored
 
     if predictions is not None:
-        shell.require_csv(predictions, scoring.COLUMNS, "--predictions")
+        common.require_csv(predictions, scoring.COLUMNS, "--predictions")
     paths = [scoring.find_checkpoint(run, select) for run in runs]
     scores = list(scoring.score_all(paths, resolve_device(device), open_own, data=data, part=split))
     for line in details.of_machine(resolve_device(device)):
-        logs.detail(line)
+        log.debug(line)
     for score in scores:
-        logs.detail(f"{score.path} on {score.dataset['path']}, digest {score.dataset['digest']}")
+        log.debug(f"{score.path} on {score.dataset['path']}, digest {score.dataset['digest']}")
     summary = scoring.summarise(scores)
     if predictions is not None:
         scoring.write_predictions(predictions, scores)
-        logs.say(f"predictions: {predictions}")
+        log.info(f"predictions: {predictions}")
     if as_json:
         console.show_json({"results": [score.to_json() for score in scores], "summary": summary})
     else:

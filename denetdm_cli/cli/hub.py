@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from denetdm_cli.cli import common as shell
+from denetdm_cli.cli import common
 from denetdm_cli.cli.options import complete_models
 from denetdm_cli.hub.published import DRIVE_ADDRESS, PUBLISHED, named
 from denetdm_cli.utils.errors import EXIT_INTERRUPTED, CheckpointError, ConfigError, DownloadError, UserError
-from denetdm_cli.utils.log import say, show_error, shown
+from denetdm_cli.utils.log import info, show_error, shown
 
 Rule = Literal["last", "valid", "paper"]
 SelectOption = Annotated[
@@ -71,7 +71,7 @@ def download_pretrained(
                 typer.echo(path)
     if failed is not None:
         raise typer.Exit(failed.exit_code)
-    say(f"Next: denetdm evaluate {shlex.quote(str(path))} --data DIR")
+    info(f"Next: denetdm evaluate {shlex.quote(str(path))} --data DIR")
 
 
 def _wanted(names: list[str], *, every: bool) -> list[str]:
@@ -93,20 +93,20 @@ def convert(
 ) -> None:
     """Turn a model file of the official code into a checkpoint, or a checkpoint into such a file."""
     from denetdm_cli.hub import convert as conversion
-    from denetdm_cli.results import score as scoring
-    from denetdm_cli.training import run_folder as runs
+    from denetdm_cli.results import score
+    from denetdm_cli.training import run_folder
 
-    if runs.stage_folders(file):
+    if run_folder.stage_folders(file):
         raise CheckpointError(
             f"{file} is a run folder, not a file to convert",
-            f"Give a checkpoint of it, such as {scoring.find_checkpoint(file, None)}.",
+            f"Give a checkpoint of it, such as {score.find_checkpoint(file, None)}.",
         )
     to_official = to == "official" or (to is None and file.suffix == ".safetensors")
     destination = out or file.with_suffix(".th" if to_official else ".safetensors")
     work = conversion.convert_to_official if to_official else conversion.convert_to_ours
     kind = work(file, destination, force=force)
     stage = {"train-poe": "stage 1", "distill": "stage 2"}[kind.stage]
-    say(f"{file}: the {stage} model of {kind.dataset}")
+    info(f"{file}: the {stage} model of {kind.dataset}")
     typer.echo(destination)
 
 
@@ -119,9 +119,9 @@ def export(
 ) -> None:
     """Write the target model for people without this program: weights, ONNX, class names and a model card."""
     from denetdm_cli.hub import export as exporting
-    from denetdm_cli.results import score as scoring
+    from denetdm_cli.results import score
 
-    path = scoring.find_checkpoint(run, select)
+    path = score.find_checkpoint(run, select)
     with _report() as reporter:
         written = exporting.export(path, out, onnx=onnx, force=force, reporter=reporter)
     for file in written:
@@ -137,18 +137,18 @@ def predict(
 ) -> None:
     """Classify images with the target model."""
     from denetdm_cli.hub import predict as predicting
-    from denetdm_cli.hub.target import load_shipped
-    from denetdm_cli.results import score as scoring
+    from denetdm_cli.hub.target import load_target_checkpoint
+    from denetdm_cli.results import score
     from denetdm_cli.utils.device import resolve_device
 
     if csv is not None:
-        shell.require_csv(csv, predicting.COLUMNS, "--csv")
-    shipped = load_shipped(scoring.find_checkpoint(run, select), resolve_device(device))
+        common.require_csv(csv, predicting.COLUMNS, "--csv")
+    shipped = load_target_checkpoint(score.find_checkpoint(run, select), resolve_device(device))
     with _report() as reporter:
         found = predicting.predict_files(shipped, images, reporter)
         if csv is not None:
             predicting.write_csv(csv, shipped.class_names, found)
-            reporter.say(f"predictions: {csv}")
+            reporter.info(f"predictions: {csv}")
         else:
             _print_predictions(found, shipped.class_names)
 
@@ -169,7 +169,7 @@ def _report() -> Iterator[Any]:
     try:
         yield report
     except KeyboardInterrupt:
-        report.say("stopped; nothing is half-written")
+        report.info("stopped; nothing is half-written")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     finally:
         report.close()

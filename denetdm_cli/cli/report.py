@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from denetdm_cli.utils import log as logs
+from denetdm_cli.utils import log
 from denetdm_cli.utils.errors import CheckpointError
 
 
@@ -25,18 +25,17 @@ def status(
     """Show how far runs are: state, epoch, time left, accuracy. Disturbs none of them."""
     from collections import Counter
 
-    from denetdm_cli.results import sheets
-    from denetdm_cli.results import tables as run_sheets
+    from denetdm_cli.results import sheets, tables
 
     given = runs or [Path("runs")]
     found = _summaries(given)
-    names = [run_sheets.run_name(each.folder, given) for each in found]
+    names = [tables.run_name(each.folder, given) for each in found]
     if as_json:
-        typer.echo(json.dumps({"stages": run_sheets.status_document(found, names)}, indent=2))
+        typer.echo(json.dumps({"stages": tables.status_document(found, names)}, indent=2))
     elif found:
-        typer.echo(sheets.as_text(run_sheets.status_sheet(found, names)), nl=False)
+        typer.echo(sheets.as_text(tables.status_sheet(found, names)), nl=False)
     states = Counter(each.state for each in found)
-    logs.say(", ".join(f"{count} {state}" for state, count in states.items()) or _nothing_in(given), always=not found)
+    log.info(", ".join(f"{count} {state}" for state, count in states.items()) or _nothing_in(given), always=not found)
 
 
 def report(
@@ -51,30 +50,29 @@ def report(
 ) -> None:
     """Mean and standard deviation over seeds, beside the paper's figures."""
     from denetdm_cli.results import plots as drawing
-    from denetdm_cli.results import sheets
-    from denetdm_cli.results import tables as run_sheets
+    from denetdm_cli.results import sheets, tables
     from denetdm_cli.results.aggregate import FinishedStage, gather
 
     if plots is not None:
         drawing.require_matplotlib()
     found = _summaries(runs)
     left_out = [each for each in found if each.results is None]
-    logs.show_warnings([f"left out: {each.folder} ({each.problem or _how_far(each)})" for each in left_out])
+    log.show_warnings([f"left out: {each.folder} ({each.problem or _how_far(each)})" for each in left_out])
     finished = [FinishedStage(each.folder, each.results) for each in found if each.results is not None]
     if not finished:
         raise CheckpointError(
             f"{_nothing_in(runs)} that is finished", "See how far they are with denetdm status, or name other folders."
         )
-    groups = gather(finished, logs.say)
+    groups = gather(finished, log.info)
     if plots is not None:
-        logs.say(f"pictures: {sum(1 for _ in drawing.draw(groups, plots))} files in {plots}")
+        log.info(f"pictures: {sum(1 for _ in drawing.draw(groups, plots))} files in {plots}")
     if layout == "json":
-        typer.echo(json.dumps(run_sheets.report_document(groups, left_out), indent=2))
+        typer.echo(json.dumps(tables.report_document(groups, left_out), indent=2))
     elif layout == "csv":
-        typer.echo(sheets.as_csv(run_sheets.CSV_COLUMNS, run_sheets.report_rows(groups)), nl=False)
+        typer.echo(sheets.as_csv(tables.CSV_COLUMNS, tables.report_rows(groups)), nl=False)
     else:
         render = {"table": sheets.as_text, "markdown": sheets.as_markdown, "latex": sheets.as_latex}[layout]
-        typer.echo("\n".join(map(render, run_sheets.report_sheets(groups))), nl=False)
+        typer.echo("\n".join(map(render, tables.report_sheets(groups))), nl=False)
 
 
 def _summaries(given: list[Path]) -> list[Any]:
@@ -84,7 +82,7 @@ def _summaries(given: list[Path]) -> list[Any]:
     folders: dict[Path, Path] = {}
     for path in given:
         found, unread = find_stages(path)
-        logs.show_warnings([f"cannot look into {error.filename}: {error.strerror}" for error in unread])
+        log.show_warnings([f"cannot look into {error.filename}: {error.strerror}" for error in unread])
         for folder in found:
             folders.setdefault(folder.resolve(), folder)
     return [summarise(folder) for folder in folders.values()]

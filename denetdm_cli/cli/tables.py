@@ -17,8 +17,8 @@ from denetdm_cli.data.store import StoredDataset
 from denetdm_cli.evaluation.metrics import LABEL_METRICS
 from denetdm_cli.evaluation.selection import selection_note
 from denetdm_cli.results.score import Score
-from denetdm_cli.training.events import Finished
-from denetdm_cli.utils.log import quiet, say, show_warnings, stream
+from denetdm_cli.training.events import StageFinished
+from denetdm_cli.utils.log import info, quiet, show_warnings, stream
 
 if TYPE_CHECKING:  # it brings what downloads need, which no other table does
     from denetdm_cli.hub.pretrained import Listed
@@ -26,12 +26,12 @@ if TYPE_CHECKING:  # it brings what downloads need, which no other table does
 _COLUMNS = ("unbiased", "accuracy", "aligned", "conflicting", "worst_group")
 
 
-def show_finished(finished: Finished, rule: str, next_command: str) -> None:
+def show_finished(finished: StageFinished, rule: str, next_command: str) -> None:
     """One table for a stage and the next command to type."""
     results = finished.results
     kept = results["rules"][rule]
     if finished.already:
-        say(f"{finished.folder} is finished already; nothing was trained. Start anew with --force.")
+        info(f"{finished.folder} is finished already; nothing was trained. Start anew with --force.")
     names = results["dataset"]
     out = stream(stderr=False)
     title = f"{results['stage']} on {names['name']}, seed {results['seed']}"

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from denetdm_cli.cli import common as shell
+from denetdm_cli.cli import common
 from denetdm_cli.cli.arguments import (
     BatchSizeOption,
     DataRootOption,
@@ -73,7 +73,7 @@ def train_poe(
     track: TrackOption = None,
 ) -> None:
     """Stage 1: train a shallow and a deep branch as a product of experts."""
-    shell.launched(processes)
+    common.launched(processes)
     tracks = _trackers(track)
     options: dict[str, Any] = {
         "dataset.root": data_root,
@@ -92,7 +92,7 @@ def train_poe(
         for one_ratio in ratios
         for one_seed in _seeds(seed, seeds)
     ]
-    configs = [shell.absolute(shell.load_config(dataset, config_file, settings, one)) for one in many]
+    configs = [common.absolute(common.load_config(dataset, config_file, settings, one)) for one in many]
 
     def job(config: Any, stored: Any) -> Any:
         from denetdm_cli.training.pipeline import Job
@@ -123,12 +123,12 @@ def distill(
     track: TrackOption = None,
 ) -> None:
     """Stage 2: distil the target model from a finished stage 1."""
-    shell.launched(processes)
-    from denetdm_cli.config import load as config
+    common.launched(processes)
+    from denetdm_cli.config.load import load_config
     from denetdm_cli.training import stages
     from denetdm_cli.training.pipeline import Job
     from denetdm_cli.training.run_folder import finished_stage_1
-    from denetdm_cli.utils import log as logs
+    from denetdm_cli.utils import log
 
     tracks = _trackers(track)
     options = {
@@ -145,10 +145,10 @@ def distill(
         raise ConfigError("a run is named twice", "Name each of them once.")
     moved = out is not None or any(setting.partition("=")[0].strip() == "out" for setting in settings or ())
     teachers = [finished_stage_1(run) for run in runs]
-    configs = [shell.absolute(config.load(stage_1.config_file, settings or (), options)) for stage_1 in teachers]
+    configs = [common.absolute(load_config(stage_1.config_file, settings or (), options)) for stage_1 in teachers]
     for resolved, stage_1 in zip(configs, teachers, strict=True):
         warnings = stages.separation_warnings(resolved, stage_1)
-        logs.show_warnings([f"{shell.as_typed(stage_1.path.parent)}: {w}" if len(runs) > 1 else w for w in warnings])
+        log.show_warnings([f"{common.shell_path(stage_1.path.parent)}: {w}" if len(runs) > 1 else w for w in warnings])
     from_folder = iter(teachers)
 
     def job(resolved: Any, stored: Any) -> Any:
@@ -192,26 +192,26 @@ def _train(
 ) -> None:
     """Make the data sets that are missing, train one run or many, and show what they came to."""
     from denetdm_cli.cli import tables
-    from denetdm_cli.utils import distributed as ranks
+    from denetdm_cli.utils import distributed
     from denetdm_cli.utils.device import resolve_device
 
-    us = ranks.announced()
+    us = distributed.announced()
     device = resolve_device(configs[0].device, us)  # refused before any data is made
     if us.size > 1 and len(configs) > 1:
         raise ConfigError(
             f"{len(configs)} runs are asked for, and {us.size} processes that train one run together",
             "Train several runs without torchrun and --nproc: they share the machine by themselves.",
         )
-    with ranks.joined(us, device):
+    with distributed.joined(us, device):
         wanted = dict.fromkeys(config.dataset for config in configs)
-        datasets = {dataset: shell.the_dataset(dataset, source, us) for dataset in wanted}
+        datasets = {dataset: common.the_dataset(dataset, source, us) for dataset in wanted}
         jobs = [job(config, datasets[config.dataset]) for config in configs]
         ends = (
-            shell.train(jobs[0], datasets[configs[0].dataset], us)
+            common.train(jobs[0], datasets[configs[0].dataset], us)
             if len(jobs) == 1
-            else shell.train_many(jobs, [datasets[config.dataset] for config in configs], workers)
+            else common.train_many(jobs, workers)
         )
-    if not us.first:
+    if not us.is_main:
         return
     if len(jobs) == 1:
         dataset = datasets[configs[0].dataset]
@@ -232,8 +232,8 @@ def _next_command(finished: Any, config: Any, dataset: Any) -> str:
     if finished.results["stage"] == "train-poe":
         images = len(dataset.splits["train"].target)
         smaller = f" --batch-size {config.train_poe.batch_size}" if config.distill.batch_size > images else ""
-        return f"denetdm distill {shell.as_typed(finished.folder.parent)}{smaller}"
-    return f"denetdm evaluate {shell.as_typed(finished.folder)}"
+        return f"denetdm distill {common.shell_path(finished.folder.parent)}{smaller}"
+    return f"denetdm evaluate {common.shell_path(finished.folder)}"
 
 
 def _evaluate(jobs: list[Any]) -> None:

@@ -21,7 +21,7 @@ def as_yaml(value: object) -> str:
 
 
 def to_yaml(config: Config) -> str:
-    """The resolved configuration as YAML that `load` reads back to an equal object."""
+    """The resolved configuration as YAML that `load_config` reads back to an equal object."""
     return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
 
 
@@ -40,7 +40,7 @@ def preset_path(name: str) -> Path:
     return preset_folder() / f"{name}.yaml"
 
 
-def load(path: Path, settings: Iterable[str] = (), options: Mapping[str, object] | None = None) -> Config:
+def load_config(path: Path, settings: Iterable[str] = (), options: Mapping[str, object] | None = None) -> Config:
     """Read a YAML file, then apply `--set` strings, then plain options; none of these may contradict another.
 
     Args:
@@ -81,7 +81,7 @@ def from_mapping(tree: Mapping[str, object], origin: str) -> Config:
     """Check a mapping, for example the configuration kept in a checkpoint.
 
     Raises:
-        ConfigError: as `load`; `origin` says where the mapping came from.
+        ConfigError: as `load_config`; `origin` says where the mapping came from.
     """
     return _validate(dict(tree), origin, [])
 

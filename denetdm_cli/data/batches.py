@@ -16,7 +16,6 @@ from torch import Tensor
 from denetdm_cli.config.schema import DataConfig
 from denetdm_cli.data.augment import Crops, Normalisation, draw_crops
 from denetdm_cli.data.store import Split
-from denetdm_cli.utils.errors import ConfigError
 
 _AHEAD = 2
 """Batches that are read while another one is in use."""
@@ -94,7 +93,7 @@ class Batches:
         return self._channels, self._height, self._width
 
     @property
-    def at_once(self) -> int:
+    def eval_batch_size(self) -> int:
         """Images a batch where nothing has to be remembered for gradients: 1,000 up to 64x64 pixels, fewer above."""
         return int(max(1, min(1000, _PIXELS_AT_ONCE // (self._height * self._width))))
 
@@ -104,13 +103,13 @@ class Batches:
             return self._batch(next(blocks), index)
 
     def in_order(self, size: int | None = None, *, share: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
-        """Every image once, in the order of the split and as it is, `size` or else `at_once` at a time.
+        """Every image once, in the order of the split and as it is, `size` or else `eval_batch_size` at a time.
 
         Args:
             size: images a batch.
             share: (k, n): only batch k and each n-th after it.
         """
-        size = size or self.at_once
+        size = size or self.eval_batch_size
         parts = [slice(start, start + size) for start in range(0, len(self), size)]
         first, every = share
         return self._walk(torch.arange(len(self)), parts[first::every], None)
@@ -193,44 +192,6 @@ class Batches:
         # A pinned block is not written to again before its copy is done: torch's allocator sees to that.
         moved = block.to(self.device, non_blocking=self.device.type == "cuda")
         return moved.permute(0, 3, 1, 2).contiguous()
-
-
-class Pool:
-    """The training images of R runs, taken for all of them at once and as they are.
-
-    Args:
-        batches: of each run, with N images of one shape, and normalised alike; runs may share them.
-        known: of each run, what its method has computed of the images beforehand, (N, ...) each.
-    Raises:
-        ConfigError: the images are not kept on the device.
-    """
-
-    def __init__(self, batches: Sequence[Batches], known: Sequence[tuple[Tensor, ...]]) -> None:
-        distinct = list({id(one): one for one in batches}.values())
-        images = [one._images for one in distinct if isinstance(one._images, Tensor)]
-        if len(images) < len(distinct):
-            raise ConfigError(
-                f"data.cache: the training images are kept elsewhere ({distinct[0].cache}) than "
-                f"on {distinct[0].device}, where runs that train together need them",
-                "Use --set data.cache=device, or train the runs one by one.",
-            )
-        self._images = torch.cat(images) if len(images) > 1 else images[0]
-        self._y = torch.cat([one._y for one in distinct])
-        self._known = tuple(torch.cat(parts) for parts in zip(*known, strict=True))
-        self._normalise = distinct[0]._normalise
-        count = len(distinct[0])
-        places = [[distinct.index(one) * count, run * count] for run, one in enumerate(batches)]
-        self._first, self._first_known = torch.tensor(places, device=distinct[0].device).T[:, :, None]
-
-    def take(self, index: Tensor) -> Batch:
-        """The images at `index` (R, B) int64 on the device, every tensor (R, B, ...)."""
-        rows, known = (self._first + index).flatten(), (self._first_known + index).flatten()
-        return Batch(
-            self._normalise(self._images.index_select(0, rows)).view(*index.shape, *self._images.shape[1:]),
-            self._y.index_select(0, rows).view_as(index),
-            index,
-            tuple(part.index_select(0, known).view(*index.shape, *part.shape[1:]) for part in self._known),
-        )
 
 
 def _share(part: slice, first: int, every: int) -> slice:

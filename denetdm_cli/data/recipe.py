@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from denetdm_cli.config.load import load, preset_path
+from denetdm_cli.config.load import load_config, preset_path
 from denetdm_cli.config.schema import DatasetConfig
 from denetdm_cli.data.store import Scalar, StoredDataset, looks_like_dataset, open_dataset, require_groups
 from denetdm_cli.utils.errors import DataError
@@ -28,7 +28,7 @@ _NOT_IN_THE_NAME = ("seed", "size", "fit", "valid_share", "test_share")
 
 def command(config: DatasetConfig) -> str:
     """The `denetdm make-data` command that asks for a data set with these settings."""
-    preset: Mapping[str, object] = load(preset_path(config.name)).dataset.model_dump()
+    preset: Mapping[str, object] = load_config(preset_path(config.name)).dataset.model_dump()
     words = ["denetdm", "make-data", config.name, "--data-root", config.root]
     for key, value in config.model_dump(exclude={"name", "root"}).items():
         if key in OPTIONS and (value != preset[key] or key in ("ratio", "type", "severity", "seed")):

@@ -40,7 +40,7 @@ ImportConfig = BffhqConfig | BarConfig | CelebaConfig | WaterbirdsConfig | DfaCo
 
 
 class _Silent:
-    def say(self, line: str) -> None:
+    def info(self, line: str) -> None:
         pass
 
     def warn(self, warning: str) -> None:
@@ -57,8 +57,8 @@ class _OneOfSeveral:
         self._name = name
         self._reporter = reporter
 
-    def say(self, line: str) -> None:
-        self._reporter.say(f"{self._name}: {line}")
+    def info(self, line: str) -> None:
+        self._reporter.info(f"{self._name}: {line}")
 
     def warn(self, warning: str) -> None:
         self._reporter.warn(f"{self._name}: {warning}")
@@ -139,9 +139,9 @@ def _given(source: Path | None, frost: Path | None, stack: ExitStack, reporter: 
 
 def _recipes(configs: Sequence[DatasetConfig], given: _Given, reporter: Reporter) -> list[Recipe]:
     root = Path(configs[0].root)
-    mnist = lazy_mnist(root, given.source, reporter.say)
-    cifar = lazy_cifar10(root, given.source, reporter.say)
-    textures = functools.cache(lambda: load_textures(root, given.frost, reporter.say))
+    mnist = lazy_mnist(root, given.source, reporter.info)
+    cifar = lazy_cifar10(root, given.source, reporter.info)
+    textures = functools.cache(lambda: load_textures(root, given.frost, reporter.info))
 
     def recipe(config: DatasetConfig) -> Recipe:
         ratio = getattr(config, "ratio", None)

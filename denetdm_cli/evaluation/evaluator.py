@@ -15,7 +15,7 @@ from denetdm_cli.data.batches import Batches
 from denetdm_cli.data.store import Split, StoredDataset
 from denetdm_cli.evaluation.metrics import Groups, group_metrics
 from denetdm_cli.methods.base import Method
-from denetdm_cli.utils.distributed import ALONE, Ranks
+from denetdm_cli.utils.distributed import SINGLE_PROCESS, Ranks
 from denetdm_cli.utils.errors import DataError, NumericError
 
 Parts = dict[str, tuple[str, NDArray[np.int64] | None]]
@@ -67,7 +67,7 @@ def predict(
     model: nn.Module,
     predictors: Callable[[Tensor], Mapping[str, Tensor]],
     batches: Batches,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> Predictions:
     """Run all predictors over a split in one pass, in evaluation mode.
 
@@ -94,8 +94,8 @@ def predict(
         np.arange(len(batches)),
         batches.target,
         batches.bias,
-        {name: ranks.total(values).cpu().numpy() for name, values in predicted.items()},
-        {name: ranks.total(values).cpu().numpy() for name, values in confidence.items()},
+        {name: ranks.all_reduce_sum(values).cpu().numpy() for name, values in predicted.items()},
+        {name: ranks.all_reduce_sum(values).cpu().numpy() for name, values in confidence.items()},
     )
 
 
@@ -168,7 +168,9 @@ class Evaluation:
         batches = {name: Batches(split, device, config, channels_last=channels_last) for name, split in splits.items()}
         return Evaluation(batches, Groups.of(dataset), parts)
 
-    def measure(self, method: Method, epoch: int, ranks: Ranks = ALONE) -> dict[str, dict[str, dict[str, Any]]]:
+    def measure(
+        self, method: Method, epoch: int, ranks: Ranks = SINGLE_PROCESS
+    ) -> dict[str, dict[str, dict[str, Any]]]:
         """Metrics by part and predictor, in one pass over each split that the ranks divide among themselves.
 
         Raises:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from denetdm_cli import __version__
-from denetdm_cli.config.load import differences, load, preset_path
+from denetdm_cli.config.load import differences, load_config, preset_path
 from denetdm_cli.config.schema import Config
 from denetdm_cli.data.raw.cifar10 import CLASS_NAMES as CIFAR10_CLASSES
 from denetdm_cli.data.synthetic.colored_mnist import COLOUR_NAMES
@@ -149,7 +149,7 @@ def _metadata(kind: Official, source: Mapping[str, str | int | None]) -> dict[st
 
 def _preset(kind: Official) -> Config:
     """The shipped configuration of a data set, with the networks that the official code builds."""
-    config = load(preset_path(kind.dataset), ["selection=paper"])
+    config = load_config(preset_path(kind.dataset), ["selection=paper"])
     return config.model_copy(update={"model": ARCHITECTURES[kind.dataset].model})
 
 

@@ -160,7 +160,7 @@ def _retried(attempt: Callable[[], T], reporter: Reporter) -> T:
         try:
             return attempt()
         except _PassingError as error:
-            reporter.say(f"{error}; trying again in {pause:g} s")
+            reporter.info(f"{error}; trying again in {pause:g} s")
             time.sleep(pause)
     return attempt()
 
@@ -183,7 +183,7 @@ class _Meter:
             self._reporter.advance(f"{self._what}, kB", kilobytes if done >= total else done // 1000, kilobytes)
         elif time.monotonic() - self._told > _SECONDS_BETWEEN_LINES:
             self._told = time.monotonic()
-            self._reporter.say(f"{self._what}: {done // 1000:,} kB so far, of how many the server does not say")
+            self._reporter.info(f"{self._what}: {done // 1000:,} kB so far, of how many the server does not say")
 
 
 def _go_on(session: requests.Session, url: str, part: Path, meter: _Meter) -> None:

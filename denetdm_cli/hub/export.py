@@ -19,7 +19,7 @@ from denetdm_cli.config.schema import DataConfig
 from denetdm_cli.data.augment import Normalisation
 from denetdm_cli.hub.model_card import model_card
 from denetdm_cli.hub.portable import Portable, portable
-from denetdm_cli.hub.target import Shipped, load_shipped
+from denetdm_cli.hub.target import TargetCheckpoint, load_target_checkpoint
 from denetdm_cli.utils.device import versions
 from denetdm_cli.utils.errors import CheckpointError, ConfigError
 from denetdm_cli.utils.files import atomic_folder, made_folder, sha256
@@ -63,7 +63,7 @@ def export(checkpoint_path: Path, out: Path, *, onnx: bool, force: bool = False,
     place = out.resolve()
     earlier = _earlier(place, out)
     runtime = _onnx_runtime() if onnx else None
-    shipped = load_shipped(checkpoint_path, torch.device("cpu"))
+    shipped = load_target_checkpoint(checkpoint_path, torch.device("cpu"))
     network = portable(shipped.model, shipped.config.model.target, shipped.image_shape)
     _require_same(shipped, network)
     digest = sha256(checkpoint_path)
@@ -72,19 +72,19 @@ def export(checkpoint_path: Path, out: Path, *, onnx: bool, force: bool = False,
             raise CheckpointError(
                 f"{out} holds another export", "Name another folder with -o, or replace it with --force."
             )
-        reporter.say(f"{out} holds this export already; nothing was written")
+        reporter.info(f"{out} holds this export already; nothing was written")
         return [out / path.name for path in sorted(place.iterdir())]
     with made_folder(place.parent), atomic_folder(place, replace=place.exists()) as folder:
         _write_weights(folder / WEIGHTS, network.module, shipped.config.model.target.name)
         for name, text in network.files.items():
             (folder / name).write_text(text, encoding="utf-8")
         if runtime is not None:
-            reporter.say("writing model.onnx and checking it; that can take a minute")
+            reporter.info("writing model.onnx and checking it; that can take a minute")
             _write_onnx(folder / ONNX, shipped, network.module, runtime)
         (folder / CONFIG).write_text(_config(shipped, network, folder, digest), encoding="utf-8")
         (folder / CARD).write_text(_card(shipped, network, digest, onnx=onnx), encoding="utf-8")
         names = sorted(path.name for path in folder.iterdir())
-    reporter.say(f"{WEIGHTS} holds {network.description}")
+    reporter.info(f"{WEIGHTS} holds {network.description}")
     return [out / name for name in names]
 
 
@@ -132,7 +132,7 @@ def _is_that_of(earlier: dict[str, Any], place: Path, digest: str, *, onnx: bool
     return same and files == kept and (place / CARD).is_file()
 
 
-def _require_same(shipped: Shipped, network: Portable) -> None:
+def _require_same(shipped: TargetCheckpoint, network: Portable) -> None:
     """Refuse a checkpoint whose exported network would not give its logits."""
     x = Normalisation(shipped.config.data, shipped.device)(_pixels(shipped, 2))
     with torch.inference_mode():
@@ -155,7 +155,7 @@ def _require_close(found: Tensor, expected: Tensor, tolerance: float, what: str)
         )
 
 
-def _pixels(shipped: Shipped, count: int) -> Tensor:
+def _pixels(shipped: TargetCheckpoint, count: int) -> Tensor:
     """Random images (count, C, H, W) uint8, the same every time."""
     size = (count, *shipped.image_shape)
     return torch.randint(256, size, dtype=torch.uint8, generator=generator(0, "export", count))
@@ -175,7 +175,7 @@ def _write_weights(path: Path, module: nn.Module, architecture: str) -> None:
         file.write(memoryview(content)[start:])
 
 
-def _card(shipped: Shipped, network: Portable, digest: str, *, onnx: bool) -> str:
+def _card(shipped: TargetCheckpoint, network: Portable, digest: str, *, onnx: bool) -> str:
     try:
         return model_card(shipped, network, digest, onnx=onnx)
     except (
@@ -190,7 +190,7 @@ def _card(shipped: Shipped, network: Portable, digest: str, *, onnx: bool) -> st
         ) from None
 
 
-def _config(shipped: Shipped, network: Portable, folder: Path, digest: str) -> str:
+def _config(shipped: TargetCheckpoint, network: Portable, folder: Path, digest: str) -> str:
     """What a program must know to use the files; paths of this machine are not in it."""
     channels, height, width = shipped.image_shape
     data, resizing, onnx = shipped.config.data, shipped.resizing, (folder / ONNX).exists()
@@ -264,7 +264,7 @@ def _onnx_runtime() -> Any:
     return runtime
 
 
-def _write_onnx(path: Path, shipped: Shipped, network: nn.Module, runtime: Any) -> None:
+def _write_onnx(path: Path, shipped: TargetCheckpoint, network: nn.Module, runtime: Any) -> None:
     """Write the network with its normalisation, and check the file against the checkpoint's model.
 
     Raises:
@@ -311,7 +311,7 @@ def _session(path: Path, runtime: Any) -> Any:
     return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def _describe(program: Any, shipped: Shipped) -> None:
+def _describe(program: Any, shipped: TargetCheckpoint) -> None:
     """Put into an ONNX program what its images and classes are, and take out notes on how PyTorch made it.
 
     Those notes hold paths of this machine.

@@ -12,7 +12,7 @@ from denetdm_cli.config.schema import BranchConfig, CifarResnetConfig, CnnConfig
 from denetdm_cli.evaluation.metrics import METRICS
 from denetdm_cli.evaluation.selection import selection_note
 from denetdm_cli.hub.portable import Portable
-from denetdm_cli.hub.target import Resizing, Shipped
+from denetdm_cli.hub.target import Resizing, TargetCheckpoint
 
 _METRIC_NAMES = {
     "unbiased": "Unbiased accuracy (mean over all groups)",
@@ -25,7 +25,7 @@ _METRIC_NAMES = {
 _PAPER = "[DeNetDM](https://arxiv.org/abs/2403.19863) (Sreelatha et al., NeurIPS 2024)"
 
 
-def model_card(shipped: Shipped, network: Portable, digest: str, *, onnx: bool) -> str:
+def model_card(shipped: TargetCheckpoint, network: Portable, digest: str, *, onnx: bool) -> str:
     """The text of the card.
 
     Args:
@@ -47,7 +47,7 @@ def model_card(shipped: Shipped, network: Portable, digest: str, *, onnx: bool) 
     return "\n\n".join("\n".join(lines) for lines in sections) + "\n"
 
 
-def _front_matter(shipped: Shipped, *, onnx: bool) -> list[str]:
+def _front_matter(shipped: TargetCheckpoint, *, onnx: bool) -> list[str]:
     architecture, dataset = shipped.config.model.target.name, _data_name(shipped)
     tags = ["image-classification", "debiasing", "denetdm", "pytorch", "safetensors", *(["onnx"] if onnx else [])]
     fields: dict[str, Any] = {
@@ -74,7 +74,7 @@ def _front_matter(shipped: Shipped, *, onnx: bool) -> list[str]:
     return ["---", yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=1000).rstrip(), "---"]
 
 
-def _introduction(shipped: Shipped, network: Portable) -> Iterator[str]:
+def _introduction(shipped: TargetCheckpoint, network: Portable) -> Iterator[str]:
     names = shipped.class_names
     yield f"# {_text(shipped.config.model.target.name)} for {_text(_data_name(shipped))}, debiased with DeNetDM"
     yield ""
@@ -87,7 +87,7 @@ def _introduction(shipped: Shipped, network: Portable) -> Iterator[str]:
     yield "`config.json` says what images it takes and what the classes are called."
 
 
-def _loading(shipped: Shipped, network: Portable, *, onnx: bool) -> Iterator[str]:
+def _loading(shipped: TargetCheckpoint, network: Portable, *, onnx: bool) -> Iterator[str]:
     channels, height, width = shipped.image_shape
     yield "## How to load it"
     yield ""
@@ -129,7 +129,7 @@ def _imports(network: Portable) -> Iterator[str]:
     yield f"from torchvision import {'models, ' if 'models.' in code else ''}transforms"
 
 
-def _preparation(shipped: Shipped) -> Iterator[str]:
+def _preparation(shipped: TargetCheckpoint) -> Iterator[str]:
     resizing, data = shipped.resizing, shipped.config.data
     yield "prepare = transforms.Compose("
     yield "    ["
@@ -145,7 +145,7 @@ def _preparation(shipped: Shipped) -> Iterator[str]:
     yield ")"
 
 
-def _images(shipped: Shipped) -> list[str]:
+def _images(shipped: TargetCheckpoint) -> list[str]:
     resizing, data = shipped.resizing, shipped.config.data
     size = f"{resizing.width} by {resizing.height} pixels"
     normalised = "pixel / 255" if data.mean is None else f"(pixel / 255 - {data.mean}) / {data.std} for R, G and B"
@@ -171,7 +171,7 @@ def resizing_note(resizing: Resizing) -> str:
     return f"{how} (bilinear, with antialiasing){known[resizing.in_training]}."
 
 
-def _training(shipped: Shipped) -> Iterator[str]:
+def _training(shipped: TargetCheckpoint) -> Iterator[str]:
     metadata, config, data = shipped.metadata, shipped.config, shipped.metadata["dataset"]
     yield "## Training"
     yield ""
@@ -206,7 +206,7 @@ def _training(shipped: Shipped) -> Iterator[str]:
             yield f"- The {_text(branch)} branch started from {file} (SHA-256 {digest})."
 
 
-def _results(shipped: Shipped) -> Iterator[str]:
+def _results(shipped: TargetCheckpoint) -> Iterator[str]:
     metrics, metadata = _metrics(shipped), shipped.metadata
     yield "## Results"
     yield ""
@@ -233,7 +233,7 @@ def _results(shipped: Shipped) -> Iterator[str]:
         yield f"{empty} of {sum(map(len, groups))} groups have no image there (-); no mean counts them."
 
 
-def _limits(shipped: Shipped) -> Iterator[str]:
+def _limits(shipped: TargetCheckpoint) -> Iterator[str]:
     metrics = _metrics(shipped)
     aligned, conflicting = metrics.get("aligned"), metrics.get("conflicting")
     yield "## Limits"
@@ -253,7 +253,7 @@ def _limits(shipped: Shipped) -> Iterator[str]:
     yield "- No licence is stated. Those of the training images and of the start weights may bind whoever uses it."
 
 
-def _origin(shipped: Shipped, digest: str) -> Iterator[str]:
+def _origin(shipped: TargetCheckpoint, digest: str) -> Iterator[str]:
     yield "## Origin"
     yield ""
     yield f"Exported by denetdm {__version__} from `{_text(shipped.path.name)}`, SHA-256 `{digest}`."
@@ -265,13 +265,13 @@ def _origin(shipped: Shipped, digest: str) -> Iterator[str]:
         yield f"Trained with {', '.join(f'{_text(name)} {_text(version)}' for name, version in versions.items())}."
 
 
-def _metrics(shipped: Shipped) -> Mapping[str, Any]:
+def _metrics(shipped: TargetCheckpoint) -> Mapping[str, Any]:
     """What was measured of the target model when it was trained; empty where nothing was."""
     metrics: Mapping[str, Any] = (shipped.metadata.get("metrics") or {}).get("target") or {}
     return metrics
 
 
-def _figure(shipped: Shipped, name: str) -> str:
+def _figure(shipped: TargetCheckpoint, name: str) -> str:
     """A figure of the target model in per cent; of the worst ones also which group or class it is."""
     metrics, facts = _metrics(shipped), shipped.metadata["dataset"]
     share, which = metrics.get(name), metrics.get(f"{name}_of")
@@ -288,7 +288,7 @@ def _figure(shipped: Shipped, name: str) -> str:
     return f"{_percent(share)} ({', '.join(map(_text, names))})"
 
 
-def _data_name(shipped: Shipped) -> str:
+def _data_name(shipped: TargetCheckpoint) -> str:
     return str(shipped.metadata["dataset"].get("name") or shipped.config.dataset.name)
 
 

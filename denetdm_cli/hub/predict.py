@@ -18,8 +18,8 @@ from PIL import Image
 from denetdm_cli.data.augment import Normalisation
 from denetdm_cli.data.importers.archives import found_in, image_files, refuse
 from denetdm_cli.data.importers.pack import UnreadableError, read_image
-from denetdm_cli.hub.target import Resizing, Shipped
-from denetdm_cli.utils.cpu import cpu_allotment
+from denetdm_cli.hub.target import Resizing, TargetCheckpoint
+from denetdm_cli.utils.cpu import available_cpus
 from denetdm_cli.utils.device import use_threads
 from denetdm_cli.utils.errors import CheckpointError, DataError
 from denetdm_cli.utils.files import atomic_file, made_folder
@@ -61,7 +61,7 @@ class Prediction:
         return None if self.probabilities is None else max(self.probabilities)
 
 
-def predict_files(shipped: Shipped, paths: Sequence[Path], reporter: Reporter) -> Iterator[Prediction]:
+def predict_files(shipped: TargetCheckpoint, paths: Sequence[Path], reporter: Reporter) -> Iterator[Prediction]:
     """Classify images and all images in folders, read and normalised as those the model was trained on.
 
     Whatever can be refused is refused before this returns; images are read and classified as the result is asked for.
@@ -124,7 +124,7 @@ def write_csv(path: Path, class_names: Sequence[str], predictions: Iterable[Pred
             writer.writerow([str(found.path), predicted, confidence, *values, found.problem or ""])
 
 
-def _predictions(shipped: Shipped, files: Sequence[Path], reporter: Reporter) -> Iterator[Prediction]:
+def _predictions(shipped: TargetCheckpoint, files: Sequence[Path], reporter: Reporter) -> Iterator[Prediction]:
     resizing = shipped.resizing
     at_once = max(1, min(_IMAGES_AT_ONCE, _PIXELS_AT_ONCE // (resizing.height * resizing.width)))
     unreadable: list[Prediction] = []
@@ -161,7 +161,7 @@ def _line(prediction: Prediction) -> str:
 
 
 def _classified(
-    shipped: Shipped, batch: Sequence[Path | Prediction], images: Sequence[NDArray[np.uint8]]
+    shipped: TargetCheckpoint, batch: Sequence[Path | Prediction], images: Sequence[NDArray[np.uint8]]
 ) -> Iterator[Prediction]:
     """The predictions of a batch in its order; what is one already stays."""
     rows = iter(_probabilities(shipped, images) if images else [])
@@ -170,7 +170,7 @@ def _classified(
 
 
 @torch.inference_mode()
-def _probabilities(shipped: Shipped, images: Sequence[NDArray[np.uint8]]) -> list[list[float]]:
+def _probabilities(shipped: TargetCheckpoint, images: Sequence[NDArray[np.uint8]]) -> list[list[float]]:
     """Softmax of the target's logits for images (H, W, 3), laid out as in evaluation."""
     layout = torch.channels_last if shipped.config.model.convolutional else torch.contiguous_format
     pixels = torch.from_numpy(np.stack(images)).to(shipped.device).permute(0, 3, 1, 2).contiguous()
@@ -186,7 +186,7 @@ def _probabilities(shipped: Shipped, images: Sequence[NDArray[np.uint8]]) -> lis
 
 def _decoded(files: Sequence[Path], resizing: Resizing) -> Generator[_Decoded, None, None]:
     """Files in their order with what becomes of them; some are read ahead of the one that is asked for."""
-    workers = cpu_allotment()
+    workers = available_cpus()
     waiting: deque[_Decoded] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="denetdm-images") as pool:
         try:

@@ -118,7 +118,7 @@ def fetch(
             source = job.original
         if usable and record is not None and source in (None, job.original) and url is None:
             _verify_kept(job, record, expected)
-            reporter.say(f"{name}: is here already, {job.converted} (SHA-256 of the authors' file: {record.sha256})")
+            reporter.info(f"{name}: is here already, {job.converted} (SHA-256 of the authors' file: {record.sha256})")
             return job.converted
         with temporary(folder, f".{name}", new_folder) as scratch:
             fetched = obtain(job, scratch, source=source, url=url)
@@ -129,7 +129,7 @@ def fetch(
                 _require_no_other(job.original, digest)
             if usable:
                 _put_back(job, fetched)
-                reporter.say(f"{name}: the same file as before, {job.converted} (SHA-256 {digest})")
+                reporter.info(f"{name}: the same file as before, {job.converted} (SHA-256 {digest})")
             else:
                 _convert_and_keep(job, fetched, digest, scratch)
     return job.converted
@@ -217,7 +217,7 @@ def _require_no_other(path: Path, digest: str) -> None:
 def _put_back(job: Job, fetched: Fetched) -> None:
     if not job.original.exists():
         _keep(fetched.path, job.original)
-        job.reporter.say(f"{job.name}: {job.original} was missing, and is there again")
+        job.reporter.info(f"{job.name}: {job.original} was missing, and is there again")
 
 
 def _verify(fetched: Fetched, expected: str | None, record: _Record | None) -> str:
@@ -252,7 +252,7 @@ def _convert_and_keep(job: Job, fetched: Fetched, digest: str, scratch: Path) ->
         "sha256": digest,
         "bytes": size,
     }
-    job.reporter.say(f"{job.name}: converting {fetched.shown}")
+    job.reporter.info(f"{job.name}: converting {fetched.shown}")
     with _named_as_given(fetched):
         official = convert_to_ours(fetched.path, converted, origin=origin)
     published = job.published
@@ -270,7 +270,7 @@ def _convert_and_keep(job: Job, fetched: Fetched, digest: str, scratch: Path) ->
     files.write_text(job.folder / RECORDS, _RECORDS.dump_json(records, indent=2).decode() + "\n")
     _keep(converted, job.converted)
     forget(job.part)
-    job.reporter.say(f"{job.name}: {job.converted}, from {fetched.shown} ({size:,} bytes, SHA-256 {digest})")
+    job.reporter.info(f"{job.name}: {job.converted}, from {fetched.shown} ({size:,} bytes, SHA-256 {digest})")
 
 
 def _keep(path: Path, destination: Path) -> None:

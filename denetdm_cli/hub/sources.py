@@ -125,7 +125,7 @@ def obtain(job: Job, scratch: Path, *, source: Path | None, url: str | None) -> 
 
 def _from_drive(job: Job, scratch: Path) -> Fetched:
     place = "the authors' Google Drive folder"
-    job.reporter.say(f"{job.name}: looking into {place}")
+    job.reporter.info(f"{job.name}: looking into {place}")
     destination = scratch / _FETCHED
     try:
         path = download_from_drive(
@@ -143,7 +143,7 @@ def _from_drive(job: Job, scratch: Path) -> Fetched:
 
 def _from_url(job: Job, url: str, scratch: Path) -> Fetched:
     address = shown_address(url)
-    job.reporter.say(f"{job.name}: fetching {address}")
+    job.reporter.info(f"{job.name}: fetching {address}")
     try:
         download(url, job.part, limit=_SIZE_LIMIT, what=f"fetching {job.name}", reporter=job.reporter)
     except UnusableError as error:
@@ -153,7 +153,7 @@ def _from_url(job: Job, url: str, scratch: Path) -> Fetched:
         ) from None
     except KeyboardInterrupt:
         if kept := _kept_words(job.part):
-            job.reporter.say(f"{job.name}:{kept}")
+            job.reporter.info(f"{job.name}:{kept}")
         raise
     destination = scratch / _FETCHED
     job.part.replace(destination)

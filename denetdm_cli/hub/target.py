@@ -32,7 +32,7 @@ class Resizing:
 
 
 @dataclass(frozen=True)
-class Shipped:
+class TargetCheckpoint:
     """The target model of a stage-2 checkpoint.
 
     Attributes:
@@ -72,7 +72,7 @@ class Shipped:
         return Resizing(height, width, "crop" if crops else "stretch", None)
 
 
-def load_shipped(path: Path, device: torch.device) -> Shipped:
+def load_target_checkpoint(path: Path, device: torch.device) -> TargetCheckpoint:
     """Load the target model of a checkpoint.
 
     Raises:
@@ -84,4 +84,4 @@ def load_shipped(path: Path, device: torch.device) -> Shipped:
             f"{path} is a stage-1 checkpoint: it holds a shallow and a deep expert, and no target model yet",
             "Distill the target model from its run folder (denetdm distill RUN), and give that.",
         )
-    return Shipped(path, loaded.model, loaded.metadata, loaded.config, device)
+    return TargetCheckpoint(path, loaded.model, loaded.metadata, loaded.config, device)

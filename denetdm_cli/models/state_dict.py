@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from denetdm_cli.utils.errors import CheckpointError, some_of
+from denetdm_cli.utils.errors import CheckpointError, first_few
 
 _START = 512
 _LONGEST_HEADER = 100_000_000
@@ -79,7 +79,7 @@ def differences(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
 
 def in_words(different: Mapping[str, list[str]]) -> str:
     """What `differences` found; nothing where it found none."""
-    return "; ".join(f"{word}: {some_of(names)}" for word, names in different.items() if names)
+    return "; ".join(f"{word}: {first_few(names)}" for word, names in different.items() if names)
 
 
 def _alike(found: Tensor, expected: Tensor) -> bool:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from denetdm_cli.config.schema import TorchvisionConfig
 from denetdm_cli.models.state_dict import COUNTER, differences, in_words, read_state_dict
-from denetdm_cli.utils.errors import CheckpointError, ConfigError, DownloadError, some_of
+from denetdm_cli.utils.errors import CheckpointError, ConfigError, DownloadError, first_few
 from denetdm_cli.utils.files import sha256
 
 _CLASSES = 1000
@@ -158,7 +158,7 @@ def _start(net: nn.Module, head: str, name: str, path: Path) -> dict[str, str]:
     net.load_state_dict(tensors, strict=False)
     if spoilt := [t for t, content in net.state_dict().items() if not content.isfinite().all()]:
         raise CheckpointError(
-            f"{path} holds what is no finite number in {some_of(spoilt)}",
+            f"{path} holds what is no finite number in {first_few(spoilt)}",
             "Give weights whose training did not diverge.",
         )
     return {"file": path.name, "sha256": digest, **notes}

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from denetdm_cli.config import load as configuration
+from denetdm_cli.config.load import as_yaml, leaves, load_config, preset_path
 from denetdm_cli.config.presets import preset_names
 from denetdm_cli.config.schema import PLACE, SELECTION_RULES, SelectionRule
 from denetdm_cli.results.paper import Published, published
@@ -38,7 +38,7 @@ class Setting(NamedTuple):
 
     def __str__(self) -> str:
         """As YAML has it."""
-        return f"{self.key}={configuration.as_yaml(self.value)}"
+        return f"{self.key}={as_yaml(self.value)}"
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def _settings(results: Results) -> tuple[Setting, ...]:
     preset = _preset(results.config["dataset"]["name"])
     left_out = _NOT_OF_STAGE_1 if results.stage == "train-poe" else ()
     found = []
-    for key, value in configuration.leaves(results.config):
+    for key, value in leaves(results.config):
         if key in _NOT_A_METHOD or key.startswith(left_out) or value == preset.get(key):
             continue
         if key.endswith(".weights") and value not in (None, "imagenet"):
@@ -197,8 +197,8 @@ def _settings(results: Results) -> tuple[Setting, ...]:
 def _preset(name: str) -> dict[str, object]:
     if name not in preset_names():
         return {}
-    preset = configuration.load(configuration.preset_path(name))
-    return dict(configuration.leaves(preset.model_dump(mode="json")))
+    preset = load_config(preset_path(name))
+    return dict(leaves(preset.model_dump(mode="json")))
 
 
 def _require_same_data(runs: Sequence[FinishedStage]) -> None:

@@ -17,7 +17,7 @@ from denetdm_cli.config.load import from_mapping
 from denetdm_cli.config.schema import SELECTION_RULES, Config, SelectionRule
 from denetdm_cli.methods.denetdm.models import ProductOfExperts, TargetModel
 from denetdm_cli.training.optimizer import Adam
-from denetdm_cli.utils.errors import CheckpointError, ConfigError, some_of
+from denetdm_cli.utils.errors import CheckpointError, ConfigError, first_few
 from denetdm_cli.utils.files import atomic_file
 
 FORMAT_VERSION = 2
@@ -129,7 +129,7 @@ def load_model(path: Path, device: torch.device) -> LoadedModel:
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise CheckpointError(
-            f"{path} does not describe its model; in its metadata, {some_of(problems)}",
+            f"{path} does not describe its model; in its metadata, {first_few(problems)}",
             f"Give {' or '.join(f'{rule}.safetensors' for rule in SELECTION_RULES)} as denetdm wrote it.",
         ) from None
     except ConfigError as error:
@@ -203,7 +203,7 @@ def _require_same(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], p
             mismatch for name in shared if (mismatch := _mismatch(name, found[name], expected[name]))
         ],
     }
-    problems = [f"{word}: {some_of(names)}" for word, names in differences.items() if names]
+    problems = [f"{word}: {first_few(names)}" for word, names in differences.items() if names]
     if problems:
         raise CheckpointError(
             f"{path} does not hold the tensors of its model; {'; '.join(problems)}",

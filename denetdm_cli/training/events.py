@@ -6,7 +6,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Began:
+class StageStarted:
     """A stage is about to train `images` images an epoch, from `first_epoch` to `epochs`, writing to `folder`."""
 
     stage: str
@@ -17,14 +17,14 @@ class Began:
 
 
 @dataclass(frozen=True)
-class EpochDone:
+class EpochEvaluated:
     """An epoch was trained, evaluated and written; `record` is its line in metrics.jsonl."""
 
     record: dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Finished:
+class StageFinished:
     """The stage is complete; `results` is its results.json, `already` whether it had been before."""
 
     folder: Path
@@ -48,7 +48,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class EpochEnd:
+class EpochTrained:
     """After the last step of an epoch.
 
     Attributes:
@@ -64,4 +64,4 @@ class EpochEnd:
     seconds: float
 
 
-Event = Began | Progress | EpochDone | Finished
+Event = StageStarted | Progress | EpochEvaluated | StageFinished

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from signal import SIGINT, SIGTERM
 
-from denetdm_cli.utils import signals as stopping
+from denetdm_cli.utils import signals
 from denetdm_cli.utils.errors import EXIT_INTERRUPTED, EXIT_STOPPED, RankError
 
 LAUNCHED = "DENETDM_LAUNCHED"
@@ -32,7 +32,7 @@ def launch(count: int, arguments: Sequence[str]) -> int:
     processes: list[subprocess.Popen[bytes]] = []
     port = _free_port()
     try:
-        with stopping.deferred():  # the ranks need their time however many signals come
+        with signals.deferred():  # the ranks need their time however many signals come
             for rank in range(count):
                 numbers = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": count}
                 said = {**numbers, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, LAUNCHED: 1}
@@ -55,16 +55,16 @@ def _follow(processes: Sequence["subprocess.Popen[bytes]"]) -> int:
     """
     until, passed_on = float("inf"), 0
     while any(process.poll() is None for process in processes) and time.monotonic() < until:
-        if stopping.waiting() and not passed_on:
+        if signals.waiting() and not passed_on:
             # Ctrl-C has reached them already, and a second one would not wait for the step.
-            passed_on = SIGTERM if stopping.waiting() == SIGINT else stopping.waiting()
+            passed_on = SIGTERM if signals.waiting() == SIGINT else signals.waiting()
             for process in processes:
                 process.send_signal(passed_on)
         if until == float("inf") and any(process.poll() not in _UNHURRIED for process in processes):
             until = time.monotonic() + _SECONDS_TO_FOLLOW
         time.sleep(0.05)
     codes = [process.returncode for process in processes if process.poll()]
-    if killed := [-code for code in codes if code < 0 and -code not in (passed_on, stopping.waiting())]:
+    if killed := [-code for code in codes if code < 0 and -code not in (passed_on, signals.waiting())]:
         raise RankError(f"a process of the run was ended by signal {killed[0]}")
     # The one that failed says more than those that lost it.
     return next((code for code in codes if code != RankError.exit_code), RankError.exit_code if codes else 0)

@@ -1,6 +1,6 @@
 """Adam, one fused call a step."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -63,27 +63,3 @@ class Adam:
         """The inverse of `state`; the tensors must have its names and shapes."""
         for name, tensor in self.state().items():
             tensor.copy_(tensors[name])
-
-
-def stacked(optimizers: Sequence[Adam]) -> Adam:
-    """One Adam for R of them, of equal settings and as many steps; parameters and moments are stacked (R, ...).
-
-    Theirs become views of its own, so that they, and the modules that have the parameters, know of every step.
-    """
-    first = optimizers[0]
-    parameters = [nn.Parameter(_joined(parts)) for parts in zip(*(one.parameters for one in optimizers), strict=True)]
-    whole = Adam(parameters, first._learning_rate, first._weight_decay)
-    whole._mean = [_joined(parts) for parts in zip(*(one._mean for one in optimizers), strict=True)]
-    whole._square = [_joined(parts) for parts in zip(*(one._square for one in optimizers), strict=True)]
-    whole._step.copy_(first._step)
-    for one in optimizers:
-        one._step = whole._step
-    return whole
-
-
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    """Stack tensors, and let each of them become a view of its place there."""
-    whole = torch.stack([part.detach() for part in parts])
-    for part, place in zip(parts, whole, strict=True):
-        part.data = place
-    return whole

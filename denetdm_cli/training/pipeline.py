@@ -10,10 +10,10 @@ from denetdm_cli.training import stages
 from denetdm_cli.training.checks import require_full_batch
 from denetdm_cli.training.events import Event
 from denetdm_cli.training.run_folder import Resume, finished_stage_1
-from denetdm_cli.training.stages import How
+from denetdm_cli.training.stages import RunOptions
 from denetdm_cli.training.trackers import chosen
 from denetdm_cli.training.tracking import tracked
-from denetdm_cli.utils.distributed import ALONE, Ranks
+from denetdm_cli.utils.distributed import SINGLE_PROCESS, Ranks
 
 
 @dataclass(frozen=True)
@@ -45,21 +45,21 @@ class Job:
         """How the run is told from others below one folder: `<data set>/seed<k>`."""
         return f"{self.run.parent.name}/{self.run.name}"
 
-    def events(self, dataset: StoredDataset, ranks: Ranks = ALONE) -> Generator[Event, None, None]:
+    def events(self, dataset: StoredDataset, ranks: Ranks = SINGLE_PROCESS) -> Generator[Event, None, None]:
         """Train what is asked for.
 
         Raises:
             UserError: whatever keeps it from running.
             Stopped: a signal asked for it; the state is kept.
         """
-        how = How(self.resume, self.force, ranks)
-        openers = chosen(self.trackers) if ranks.first else {}
+        how = RunOptions(self.resume, self.force, ranks)
+        openers = chosen(self.trackers) if ranks.is_main else {}
         if self.stage_1 is None:
             if self.distill:  # not after hours of stage 1
                 require_full_batch(self.config.distill, "distill", dataset, self.config.model)
             yield from tracked(stages.train_poe(self.config, dataset, how), openers)
         if self.distill:
             if self.stage_1 is None and self.resume == "must":  # which stage 1 has answered
-                how = How("auto", self.force, ranks)
+                how = RunOptions("auto", self.force, ranks)
             stage_1 = finished_stage_1(self.stage_1 or self.run)
             yield from tracked(stages.distill(self.config, dataset, stage_1, self.run, how), openers)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from denetdm_cli.config import load as configuration
+from denetdm_cli.config.load import differences, load_config, to_yaml
 from denetdm_cli.config.schema import PLACE, SELECTION_RULES, Config, SelectionRule
 from denetdm_cli.utils.errors import CheckpointError, ConfigError
 from denetdm_cli.utils.files import PART, folder_lock, naming, write_text
@@ -51,7 +51,7 @@ class RunFolder:
             CheckpointError: the file is damaged.
         """
         try:
-            return configuration.load(self.config_file)
+            return load_config(self.config_file)
         except ConfigError as error:
             raise CheckpointError(error.what, "Bring the file back, or start anew with --force.") from None
 
@@ -123,14 +123,14 @@ class RunFolder:
             self._clear()
         for leftover in self._leftovers():
             leftover.unlink()
-        write_text(self.config_file, configuration.to_yaml(config))
+        write_text(self.config_file, to_yaml(config))
 
     def _has_completed_epochs(self) -> bool:
         """Whether more is there than a stop within the first epoch leaves, which is at most one line."""
         lines = self.metrics_file.read_bytes().count(b"\n") if self.metrics_file.exists() else 0
         return lines > 1 and any(self.checkpoint(rule).exists() for rule in SELECTION_RULES)
 
-    def keep_records(self, epochs: int) -> list[dict[str, Any]]:
+    def truncate_records(self, epochs: int) -> list[dict[str, Any]]:
         """Drop what was noted of epochs after `epochs` (also a line cut short) and return the rest.
 
         Raises:
@@ -147,7 +147,7 @@ class RunFolder:
         write_text(self.metrics_file, "".join(f"{line}\n" for line in lines))
         return records
 
-    def add_record(self, record: Mapping[str, Any]) -> None:
+    def append_record(self, record: Mapping[str, Any]) -> None:
         """Add one completed epoch to metrics.jsonl, on the disk before this returns."""
         with naming(self.metrics_file), self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
@@ -160,7 +160,7 @@ class RunFolder:
         self.resume_file.unlink(missing_ok=True)
 
     def _require_same_settings(self, config: Config) -> None:
-        different = [d for d in configuration.differences(config, self.config()) if d[0] not in PLACE]
+        different = [d for d in differences(config, self.config()) if d[0] not in PLACE]
         if different:
             lines = "".join(f"\n  {key}: {theirs!r} there, {ours!r} now" for key, ours, theirs in different)
             hint = " Every run keeps a checkpoint for each selection rule: give --select to distill or evaluate."

@@ -15,12 +15,12 @@ from denetdm_cli.evaluation.evaluator import Evaluation
 from denetdm_cli.evaluation.selection import is_best, provenance, reported_metric
 from denetdm_cli.methods.base import Method
 from denetdm_cli.training import checkpoint
-from denetdm_cli.training.events import Began, EpochDone, EpochEnd, Event, Finished, Progress
+from denetdm_cli.training.events import EpochEvaluated, EpochTrained, Event, Progress, StageFinished, StageStarted
 from denetdm_cli.training.run_folder import RunFolder
 from denetdm_cli.training.trainer import Training
-from denetdm_cli.utils import signals as stopping
+from denetdm_cli.utils import signals
 from denetdm_cli.utils.device import versions
-from denetdm_cli.utils.distributed import ALONE, Ranks
+from denetdm_cli.utils.distributed import SINGLE_PROCESS, Ranks
 from denetdm_cli.utils.errors import CheckpointError
 from denetdm_cli.utils.seed import derive_seed
 
@@ -64,7 +64,7 @@ class Measured:
     metrics: dict[str, dict[str, dict[str, Any]]]
 
 
-class Running:
+class StageRunner:
     """A stage that trains, from where it was stopped or from the start.
 
     Args:
@@ -76,7 +76,7 @@ class Running:
         CheckpointError: the state of the stopped run is damaged, or of a run from other data or another teacher.
     """
 
-    def __init__(self, stage: Stage, ranks: Ranks = ALONE) -> None:
+    def __init__(self, stage: Stage, ranks: Ranks = SINGLE_PROCESS) -> None:
         self._stage = stage
         self._ranks = ranks
         seed, compute = derive_seed(stage.config.seed, stage.name), stage.config.compute
@@ -84,33 +84,33 @@ class Running:
         path = stage.folder.resume_file
         if path.exists():
             tensors, metadata = checkpoint.load(path)
-            _require_same_origin(path, metadata, _origin(stage.facts))
-            self.training.go_on_from(tensors, metadata, path)
-        self._records = ranks.first_does(lambda: stage.folder.keep_records(self.training.completed))
+            _require_same_inputs(path, metadata, _origin(stage.facts))
+            self.training.load_state_dict(tensors, metadata, path)
+        self._records = ranks.run_on_main(lambda: stage.folder.truncate_records(self.training.completed))
         self._written = time.monotonic()
 
-    def began(self) -> Began:
+    def began(self) -> StageStarted:
         """The event to begin with."""
         stage = self._stage
-        return Began(
+        return StageStarted(
             stage.name, stage.folder.path, self.training.completed + 1, stage.settings.epochs, len(stage.train)
         )
 
-    def keep_state(self) -> None:
+    def save_resume_state(self) -> None:
         """Write what a resumed run needs to go on from here."""
         stage = self._stage
         tensors, facts = self.training.state()
         origin = {**_origin(stage.facts), "start_weights": stage.facts["start_weights"]}
-        if self._ranks.first:
+        if self._ranks.is_main:
             checkpoint.save(stage.folder.resume_file, tensors, {**facts, **origin})
         self._written = time.monotonic()
 
-    def keep_state_in_time(self) -> None:
+    def maybe_save_resume_state(self) -> None:
         """The same where the last time is as long ago as the configuration allows."""
-        if self._ranks.most(time.monotonic() - self._written) > 60 * self._stage.config.checkpoint_minutes:
-            self.keep_state()
+        if self._ranks.all_reduce_max(time.monotonic() - self._written) > 60 * self._stage.config.checkpoint_minutes:
+            self.save_resume_state()
 
-    def measure(self, end: EpochEnd) -> Measured:
+    def measure(self, end: EpochTrained) -> Measured:
         """Evaluate the epoch that has ended.
 
         A signal need not wait for the end of it, unless other ranks would.
@@ -120,30 +120,30 @@ class Running:
             Stopped: a signal asked for it.
         """
         stage = self._stage
-        with stopping.at_once() if self._ranks.size == 1 else nullcontext():
+        with signals.at_once() if self._ranks.size == 1 else nullcontext():
             measured = stage.evaluation.measure(stage.method, end.epoch, self._ranks)
             return Measured(_record(end, measured) | ({"separation": stage.signs()} if stage.signs else {}), measured)
 
-    def write_epoch(self, measured: Measured) -> EpochDone:
+    def write_epoch(self, measured: Measured) -> EpochEvaluated:
         """Let the epoch that was measured be behind, and keep the model for each rule that prefers it.
 
         A run that is killed in between makes what is written here again, equal to the last bit, from the state before.
         """
         stage, records = self._stage, self._records
         records.append(measured.record)
-        if self._ranks.first:
-            stage.folder.add_record(measured.record)
+        if self._ranks.is_main:
+            stage.folder.append_record(measured.record)
             for rule in SELECTION_RULES:
                 if is_best(records, rule, stage.metrics[rule]):
                     metadata = _metadata(stage, rule, measured)
                     checkpoint.save(stage.folder.checkpoint(rule), stage.method.model.state_dict(), metadata)
         self.training.next_epoch()
-        self.keep_state()
-        return EpochDone(measured.record)
+        self.save_resume_state()
+        return EpochEvaluated(measured.record)
 
-    def finish(self) -> Finished:
+    def finish(self) -> StageFinished:
         """Write the results; every epoch is done."""
-        return Finished(self._stage.folder.path, self._ranks.first_does(self._write_results), already=False)
+        return StageFinished(self._stage.folder.path, self._ranks.run_on_main(self._write_results), already=False)
 
     def _write_results(self) -> dict[str, Any]:
         results = _results(self._stage, self._records)
@@ -151,37 +151,37 @@ class Running:
         return results
 
 
-def run(stage: Stage | Finished, ranks: Ranks = ALONE) -> Iterator[Event]:
+def run(stage: Stage | StageFinished, ranks: Ranks = SINGLE_PROCESS) -> Iterator[Event]:
     """Train a stage to its end, unless that was done before.
 
     Raises:
         UserError: whatever keeps it from running.
         Stopped: a signal asked for it; the state is kept.
     """
-    if isinstance(stage, Finished):
+    if isinstance(stage, StageFinished):
         yield stage
         return
-    running = Running(stage, ranks)
+    running = StageRunner(stage, ranks)
     yield running.began()
     for event in running.training.run():
         if isinstance(event, Progress):
             yield event
-            running.keep_state_in_time()
+            running.maybe_save_resume_state()
         else:
             try:
                 measured = running.measure(event)
-            except stopping.Stopped:
-                running.keep_state()
+            except signals.Stopped:
+                running.save_resume_state()
                 raise
             yield running.write_epoch(measured)
-        if signal := int(ranks.most(stopping.waiting())):
+        if signal := int(ranks.all_reduce_max(signals.waiting())):
             if isinstance(event, Progress):
-                running.keep_state()
-            raise stopping.Stopped(signal)
+                running.save_resume_state()
+            raise signals.Stopped(signal)
     yield running.finish()
 
 
-def finished_before(folder: RunFolder, facts: dict[str, Any]) -> Finished:
+def already_finished(folder: RunFolder, facts: dict[str, Any]) -> StageFinished:
     """The end of a run that is there already, if it was made from the same data and teacher.
 
     Raises:
@@ -192,13 +192,13 @@ def finished_before(folder: RunFolder, facts: dict[str, Any]) -> Finished:
         before = _origin(results)
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{folder.results_file} is damaged: no {error}", "Start anew with --force.") from None
-    _require_same_origin(folder.results_file, before, _origin(facts))
+    _require_same_inputs(folder.results_file, before, _origin(facts))
     if missing := [f"{rule}.safetensors" for rule in SELECTION_RULES if not folder.checkpoint(rule).is_file()]:
         raise CheckpointError(
             f"{folder.path} is finished, but {', '.join(missing)} is missing",
             "Bring it back, or start anew with --force.",
         )
-    return Finished(folder.path, results, already=True)
+    return StageFinished(folder.path, results, already=True)
 
 
 def _origin(facts: dict[str, Any]) -> dict[str, Any]:
@@ -207,7 +207,7 @@ def _origin(facts: dict[str, Any]) -> dict[str, Any]:
     return {"data set": facts["dataset"]["digest"], "teacher": teacher and teacher["sha256"]}
 
 
-def _require_same_origin(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+def _require_same_inputs(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     for name, digest in now.items():
         if before.get(name) != digest:
             raise CheckpointError(
@@ -216,7 +216,7 @@ def _require_same_origin(path: Path, before: dict[str, Any], now: dict[str, Any]
             )
 
 
-def _record(event: EpochEnd, measured: dict[str, dict[str, dict[str, Any]]]) -> dict[str, Any]:
+def _record(event: EpochTrained, measured: dict[str, dict[str, dict[str, Any]]]) -> dict[str, Any]:
     """A line of metrics.jsonl: everything measured but for the group tables."""
     accuracies = {
         part: {name: {k: v for k, v in metrics.items() if k != "groups"} for name, metrics in predictors.items()}

@@ -28,18 +28,18 @@ from denetdm_cli.training.checks import (
     require_same_teacher,
     require_target,
 )
-from denetdm_cli.training.events import Event, Finished
+from denetdm_cli.training.events import Event, StageFinished
 from denetdm_cli.training.run_folder import Resume, RunFolder
-from denetdm_cli.training.runner import Stage, finished_before, run
-from denetdm_cli.utils import signals as stopping
+from denetdm_cli.training.runner import Stage, already_finished, run
+from denetdm_cli.utils import signals
 from denetdm_cli.utils.device import resolve_device, use_threads
-from denetdm_cli.utils.distributed import ALONE, Ranks
+from denetdm_cli.utils.distributed import SINGLE_PROCESS, Ranks
 from denetdm_cli.utils.errors import CheckpointError
 from denetdm_cli.utils.files import sha256
 
 
 @dataclass(frozen=True)
-class How:
+class RunOptions:
     """How a stage is carried out, which changes nothing of what it comes to.
 
     Attributes:
@@ -50,10 +50,10 @@ class How:
 
     resume: Resume = "auto"
     force: bool = False
-    ranks: Ranks = ALONE
+    ranks: Ranks = SINGLE_PROCESS
 
 
-class Images:
+class DataLoaders:
     """A data set on a device; runs that train together share it.
 
     Args:
@@ -79,7 +79,7 @@ class Images:
         return Batches(self._split, self._device, self._config, augment=True, channels_last=self._layout)
 
 
-Shared: TypeAlias = dict[Path, Images]
+Shared: TypeAlias = dict[Path, DataLoaders]
 """By folder of the data set, what runs share; whoever needs one that is missing puts it there."""
 
 
@@ -88,7 +88,7 @@ def run_path(config: Config, dataset: StoredDataset) -> Path:
     return Path(config.out) / dataset.path.name / f"seed{config.seed}"
 
 
-def train_poe(config: Config, dataset: StoredDataset, how: How = How()) -> Iterator[Event]:
+def train_poe(config: Config, dataset: StoredDataset, how: RunOptions = RunOptions()) -> Iterator[Event]:
     """Stage 1, into the folder `train-poe` of the run.
 
     Raises:
@@ -100,8 +100,8 @@ def train_poe(config: Config, dataset: StoredDataset, how: How = How()) -> Itera
 
 
 def prepared_train_poe(
-    config: Config, dataset: StoredDataset, how: How, shared: Shared
-) -> AbstractContextManager[Stage | Finished]:
+    config: Config, dataset: StoredDataset, how: RunOptions, shared: Shared
+) -> AbstractContextManager[Stage | StageFinished]:
     """Stage 1, ready to train or already done; its folder is held, and signals wait, until the context is left.
 
     Raises:
@@ -119,7 +119,7 @@ def prepared_train_poe(
 
 
 def distill(
-    config: Config, dataset: StoredDataset, teacher_folder: RunFolder, out: Path, how: How = How()
+    config: Config, dataset: StoredDataset, teacher_folder: RunFolder, out: Path, how: RunOptions = RunOptions()
 ) -> Iterator[Event]:
     """Stage 2, into the folder `distill` of `out` (`distill-from-<rule>` where the teacher is not the last epoch's).
 
@@ -138,8 +138,8 @@ def distill(
 
 
 def prepared_distill(
-    config: Config, dataset: StoredDataset, teacher_folder: RunFolder, out: Path, how: How, shared: Shared
-) -> AbstractContextManager[Stage | Finished]:
+    config: Config, dataset: StoredDataset, teacher_folder: RunFolder, out: Path, how: RunOptions, shared: Shared
+) -> AbstractContextManager[Stage | StageFinished]:
     """Stage 2, ready to train or already done, as `prepared_train_poe`.
 
     Raises:
@@ -175,9 +175,9 @@ def _prepared(
     dataset: StoredDataset,
     facts: dict[str, Any],
     method: Callable[[tuple[int, int, int], torch.device, bool], Method],
-    how: How,
+    how: RunOptions,
     shared: Shared,
-) -> Iterator[Stage | Finished]:
+) -> Iterator[Stage | StageFinished]:
     """What both stages do once they know what to train: claim the folder, and make ready unless that was done before.
 
     All that can be refused is refused before the folder is touched; `method` builds the networks from the shape of an
@@ -188,23 +188,23 @@ def _prepared(
     section = name.replace("-", "_")
     require_full_batch(settings, section, dataset, config.model)
     if dataset.path not in shared:
-        shared[dataset.path] = Images(dataset, device, config)
+        shared[dataset.path] = DataLoaders(dataset, device, config)
     images = shared[dataset.path]
     metrics = metrics_by_rule(settings, section, dataset, images.evaluation)
     if folder.finished and not how.force:
-        with how.ranks.first_enters(folder.claimed(config, how.resume)):
-            yield finished_before(folder, facts)
+        with how.ranks.enter_on_main(folder.claimed(config, how.resume)):
+            yield already_finished(folder, facts)
         return
     fresh = how.force or not folder.resume_file.exists()
     height, width, channels = dataset.evaluation.images.shape[1:]
     trained = method((channels, height, width), device, fresh)
-    stopping.begin()
-    with how.ranks.first_enters(folder.claimed(config, how.resume, force=how.force)), stopping.deferred():
+    signals.begin()
+    with how.ranks.enter_on_main(folder.claimed(config, how.resume, force=how.force)), signals.deferred():
         if isinstance(trained, Distillation) and not config.data.augments:
-            with stopping.at_once() if how.ranks.size == 1 else nullcontext():
+            with signals.at_once() if how.ranks.size == 1 else nullcontext():
                 trained.precompute(images.train)
         if folder.finished:  # by another process, while this one built its networks
-            yield finished_before(folder, facts)
+            yield already_finished(folder, facts)
             return
         started = started_from(trained.model) if fresh else checkpoint.load(folder.resume_file)[1]["start_weights"]
         facts = {**facts, "start_weights": started}
@@ -212,7 +212,7 @@ def _prepared(
         yield Stage(name, folder, trained, images.train, images.evaluation, config, settings, facts, signs, metrics)
 
 
-def _signs(model: nn.Module, images: Images) -> Callable[[], dict[str, Any]] | None:
+def _signs(model: nn.Module, images: DataLoaders) -> Callable[[], dict[str, Any]] | None:
     """What measures whether the branches of a stage-1 model separate."""
     if not isinstance(model, ProductOfExperts):
         return None

@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from denetdm_cli.config import load as configuration
+from denetdm_cli.config.load import to_yaml
 from denetdm_cli.training.run_folder import RunFolder
 from denetdm_cli.training.tracking import Opener, recorded, scalars
 from denetdm_cli.utils.errors import ConfigError
@@ -36,7 +36,7 @@ class TensorBoard:
         self._write(file_version="brain.Event:2")
         # A TensorBoard that is open forgets at this what it read from the file before.
         self._write(step=1, session_log=self._events.SessionLog(status=self._events.SessionLog.START))
-        text = configuration.to_yaml(folder.config())
+        text = to_yaml(folder.config())
         as_code = "".join(f"    {line}\n" for line in text.splitlines())
         self._write(summary=self._summary.text("config", as_code))
         self._file.flush()

@@ -6,9 +6,9 @@ from contextlib import closing, suppress
 from operator import methodcaller
 from typing import Any, Protocol, cast
 
-from denetdm_cli.training.events import Began, EpochDone, Event, Finished
+from denetdm_cli.training.events import EpochEvaluated, Event, StageFinished, StageStarted
 from denetdm_cli.training.run_folder import RunFolder
-from denetdm_cli.utils.log import say, show_warnings
+from denetdm_cli.utils.log import info, show_warnings
 
 
 class Tracker(Protocol):
@@ -43,11 +43,11 @@ def tracked(events: Iterator[Event], openers: Mapping[str, Opener]) -> Generator
     try:
         with closing(cast("Generator[Event, None, None]", events)):
             for event in events:
-                if isinstance(event, Began):
+                if isinstance(event, StageStarted):
                     _open(live, openers, RunFolder(event.folder))
-                elif isinstance(event, EpochDone):
+                elif isinstance(event, EpochEvaluated):
                     _each(live, methodcaller("log", event.record))
-                elif isinstance(event, Finished):
+                elif isinstance(event, StageFinished):
                     complete = True
                 yield event
     finally:
@@ -79,7 +79,7 @@ def _open(live: dict[str, Tracker], openers: Mapping[str, Opener], folder: RunFo
         except Exception as error:
             _switch_off(live, name, error)
         else:
-            say(f"{name}: {live[name].place}")
+            info(f"{name}: {live[name].place}")
 
 
 def _each(live: dict[str, Tracker], action: Callable[[Tracker], object]) -> None:

@@ -13,9 +13,9 @@ from denetdm_cli.config.schema import ComputeConfig, StageConfig
 from denetdm_cli.data.batches import Batch, Batches
 from denetdm_cli.methods.base import Method
 from denetdm_cli.training import checkpoint
-from denetdm_cli.training.events import EpochEnd, Progress
+from denetdm_cli.training.events import EpochTrained, Progress
 from denetdm_cli.training.optimizer import Adam
-from denetdm_cli.utils.distributed import ALONE, Ranks
+from denetdm_cli.utils.distributed import SINGLE_PROCESS, Ranks
 from denetdm_cli.utils.errors import CheckpointError, NumericError
 from denetdm_cli.utils.seed import derive_seed, generator
 
@@ -72,7 +72,7 @@ class Training:
         *,
         seed: int,
         compute: ComputeConfig | None = None,
-        ranks: Ranks = ALONE,
+        ranks: Ranks = SINGLE_PROCESS,
     ) -> None:
         self.method = method
         self.batches = batches
@@ -103,7 +103,7 @@ class Training:
         """Steps of the epoch after those that are behind."""
         return len(self._history.sizes)
 
-    def run(self) -> Iterator[Progress | EpochEnd]:
+    def run(self) -> Iterator[Progress | EpochTrained]:
         """Train to the last epoch, one event at a time.
 
         Raises:
@@ -114,7 +114,7 @@ class Training:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             while not self.done:
                 epoch = self._epoch
-                self.seed_noise()
+                self.seed_rng()
                 self.begin_epoch()
                 yield from self._epoch_steps()
                 yield self.end_epoch()
@@ -147,7 +147,7 @@ class Training:
         history.checked = self.steps
         return Progress(self._epoch, sum(history.sizes), loss)
 
-    def end_epoch(self) -> EpochEnd:
+    def end_epoch(self) -> EpochTrained:
         """What the epoch has come to; all of its steps are behind.
 
         Raises:
@@ -158,7 +158,7 @@ class Training:
         means = (losses.T @ torch.tensor(history.sizes, dtype=torch.float64) / images).tolist()
         by_name = {**dict(zip(history.terms, means, strict=True)), "total": sum(means)}
         history.seconds, self._began = self._seconds(), time.perf_counter()
-        return EpochEnd(self._epoch, by_name, images, history.seconds)
+        return EpochTrained(self._epoch, by_name, images, history.seconds)
 
     def next_epoch(self) -> None:
         """Let the epoch that has ended be behind; until then its last step is the newest that `state` knows of."""
@@ -175,11 +175,11 @@ class Training:
         tensors = checkpoint.training_state(self.method.model, self.optimizer)
         if history.sizes:
             tensors |= {f"noise.{name}": stream for name, stream in _noise(self.batches.device).items()}
-            tensors["losses"] = self._ranks.mean(history.table().flatten())
+            tensors["losses"] = self._ranks.all_reduce_mean(history.table().flatten())
         facts = {"terms": history.terms, "sizes": history.sizes, "seconds": self._seconds()}
         return tensors, {"epoch": self.completed, **facts}
 
-    def go_on_from(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], path: Path) -> None:
+    def load_state_dict(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], path: Path) -> None:
         """The inverse of `state`, read from `path`.
 
         Raises:
@@ -198,7 +198,7 @@ class Training:
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path} is damaged: {error}", "Start anew with --force.") from None
 
-    def seed_noise(self) -> None:
+    def seed_rng(self) -> None:
         """Give torch's own random streams the epoch's seed, or what they had come to in an epoch that was stopped."""
         seed, ranks = (self._seed, "noise", self._epoch), self._ranks
         if ranks.size == 1:
@@ -243,7 +243,7 @@ class Training:
             NumericError: one is not finite.
         """
         history = self._history
-        losses = self._ranks.mean(history.table()[first:]).to("cpu", torch.float64)
+        losses = self._ranks.all_reduce_mean(history.table()[first:]).to("cpu", torch.float64)
         if bool(losses.isfinite().all()):
             return losses
         step, term = torch.nonzero(~losses.isfinite())[0].tolist()
@@ -256,7 +256,7 @@ class Training:
 class Clock:
     """Says when it is time for an event, at the same step on every rank."""
 
-    def __init__(self, ranks: Ranks = ALONE) -> None:
+    def __init__(self, ranks: Ranks = SINGLE_PROCESS) -> None:
         self._ranks = ranks
         self._interval = 1
         self.restart()
@@ -271,7 +271,7 @@ class Clock:
         self._steps += 1
         if self._steps < self._interval:
             return False
-        seconds = self._ranks.most(time.perf_counter() - self._told)
+        seconds = self._ranks.all_reduce_max(time.perf_counter() - self._told)
         if self._ranks.size > 1:  # asking all ranks costs time, so not at every step
             self._interval = max(1, min(1000, int(self._steps * _SECONDS_BETWEEN_EVENTS / max(seconds, 1e-6))))
         return seconds > _SECONDS_BETWEEN_EVENTS

@@ -1,4 +1,4 @@
-"""Many runs at once, as one stream of events: side by side, a process each, or all in one program on a GPU."""
+"""Many runs at once, a worker process each, as one stream of events."""
 
 import multiprocessing
 import signal
@@ -11,17 +11,12 @@ from multiprocessing.process import BaseProcess
 
 import torch
 
-from denetdm_cli.data.store import StoredDataset, open_dataset
-from denetdm_cli.training import together
+from denetdm_cli.data.store import open_dataset
 from denetdm_cli.training.events import Event
 from denetdm_cli.training.pipeline import Job
-from denetdm_cli.training.run_folder import finished_stage_1
-from denetdm_cli.training.stages import How
-from denetdm_cli.training.together import why_not_together
-from denetdm_cli.utils import signals as stopping
+from denetdm_cli.utils import signals
 from denetdm_cli.utils.cpu import cores
-from denetdm_cli.utils.device import resolve_device
-from denetdm_cli.utils.errors import RankError, UserError, of_system
+from denetdm_cli.utils.errors import RankError, UserError, from_os_error
 
 
 @dataclass(frozen=True)
@@ -80,7 +75,7 @@ def train_all(jobs: Sequence[Job], how: Plan) -> Generator[tuple[int, News], Non
     Raises:
         Stopped: a signal asked for it; every run has kept its state before this is raised.
     """
-    stopping.begin()
+    signals.begin()
     context = multiprocessing.get_context("spawn")
     to_come = deque(enumerate(jobs))
     free = deque(range(how.workers))
@@ -96,7 +91,7 @@ def train_all(jobs: Sequence[Job], how: Plan) -> Generator[tuple[int, News], Non
                 process: BaseProcess = context.Process(
                     target=_work, args=(replace(job, config=placed), theirs), name=job.name
                 )
-                with stopping.deferred():  # a process that is started is one that is stopped
+                with signals.deferred():  # a process that is started is one that is stopped
                     process.start()
                     active[ours] = (number, slot, process)
                 theirs.close()
@@ -110,51 +105,6 @@ def train_all(jobs: Sequence[Job], how: Plan) -> Generator[tuple[int, News], Non
         while active:
             for _ in _news(active):
                 pass
-
-
-def why_not_in_one(jobs: Sequence[Job]) -> str | None:
-    """Why runs cannot be trained by one program on a GPU, as they can where their networks are small and alike."""
-    if resolve_device(jobs[0].config.device).type != "cuda":
-        return "there is no GPU"
-    if any(job.trackers for job in jobs):
-        return "they are tracked"
-    return why_not_together([job.config for job in jobs])
-
-
-def train_in_one(jobs: Sequence[Job], datasets: Sequence[StoredDataset]) -> Generator[tuple[int, News], None, None]:
-    """Train runs by one program, all of them a step at a time, and tell what happens: which of the jobs, and what.
-
-    Raises:
-        Stopped: a signal asked for it; every run has kept its state before this is raised.
-        UserError: as `together`.
-    """
-    failed: set[int] = set()
-
-    def told(
-        numbers: Sequence[int], events: Iterator[tuple[int, Event | together.Failed]]
-    ) -> Iterator[tuple[int, News]]:
-        for place, event in events:
-            number = numbers[place]
-            if isinstance(event, together.Failed):
-                failed.add(number)
-                yield number, Failed(event.error.what, event.error.fix, event.error.exit_code)
-            else:
-                yield number, event
-
-    everyone, how = range(len(jobs)), How(jobs[0].resume, jobs[0].force)
-    if jobs[0].stage_1 is None:
-        runs = [(job.config, dataset) for job, dataset in zip(jobs, datasets, strict=True)]
-        yield from told(everyone, together.train_poe_together(runs, how))
-        how = How("auto" if how.resume == "must" else how.resume, how.force)
-    if jobs[0].distill:
-        left = [number for number in everyone if number not in failed]
-        taught = [
-            (jobs[n].config, datasets[n], finished_stage_1(jobs[n].stage_1 or jobs[n].run), jobs[n].run) for n in left
-        ]
-        yield from told(left, together.distill_together(taught, how))
-    for number in everyone:
-        if number not in failed:
-            yield number, Ended()
 
 
 def _news(active: dict[Connection, tuple[int, int, BaseProcess]]) -> Iterator[tuple[int, int, News]]:
@@ -184,23 +134,23 @@ def _news(active: dict[Connection, tuple[int, int, BaseProcess]]) -> Iterator[tu
 def _work(job: Job, out: Connection) -> None:
     """Train one run in a process of its own, which ends when nobody listens any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one passes it on
-    stopping.stop_with_parent()
+    signals.stop_with_parent()
     with suppress(BrokenPipeError):
         _tell(job, out)
 
 
 def _tell(job: Job, out: Connection) -> None:
     try:
-        with stopping.listening((*stopping.ALWAYS, *job.config.stop_signals)):
+        with signals.listening((*signals.ALWAYS, *job.config.stop_signals)):
             for event in job.events(open_dataset(job.dataset_path)):
                 out.send(event)
         out.send(Ended())
-    except stopping.Stopped as stop:
+    except signals.Stopped as stop:
         out.send(Ended(stop.number))
     except UserError as error:
         out.send(Failed(error.what, error.fix, error.exit_code))
     except BrokenPipeError:
         raise
     except OSError as error:
-        told = of_system(error)
+        told = from_os_error(error)
         out.send(Failed(told.what, told.fix, told.exit_code))

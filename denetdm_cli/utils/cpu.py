@@ -17,14 +17,14 @@ def cores(environment: Mapping[str, str] = os.environ, root: Path = Path("/")) -
     return max(1, int(min([_bound_to(), *_quotas(root), *_named(environment, "SLURM_CPUS_PER_TASK")])))
 
 
-def cpu_allotment(environment: Mapping[str, str] = os.environ, root: Path = Path("/")) -> int:
+def available_cpus(environment: Mapping[str, str] = os.environ, root: Path = Path("/")) -> int:
     """CPU threads this process may use: as many as there are cores for it, but no more than OMP_NUM_THREADS."""
     return min([cores(environment, root), *_named(environment, "OMP_NUM_THREADS")])
 
 
-def keep_libraries_to_allotment() -> None:
+def limit_library_threads() -> None:
     """Hand the allotment to OpenMP and to what numpy computes with; they look at it when they are imported."""
-    os.environ["OMP_NUM_THREADS"] = str(cpu_allotment())
+    os.environ["OMP_NUM_THREADS"] = str(available_cpus())
 
 
 def _named(environment: Mapping[str, str], name: str) -> list[int]:

@@ -6,12 +6,12 @@ import platform
 import torch
 
 from denetdm_cli import __version__
-from denetdm_cli.utils.cpu import cores, cpu_allotment
-from denetdm_cli.utils.distributed import ALONE, Ranks
+from denetdm_cli.utils.cpu import available_cpus, cores
+from denetdm_cli.utils.distributed import SINGLE_PROCESS, Ranks
 from denetdm_cli.utils.errors import ConfigError
 
 
-def resolve_device(name: str, ranks: Ranks = ALONE) -> torch.device:
+def resolve_device(name: str, ranks: Ranks = SINGLE_PROCESS) -> torch.device:
     """The device a name stands for; `auto` is CUDA, then MPS, then the CPU, and every rank has a GPU of its own.
 
     Raises:
@@ -40,12 +40,12 @@ def resolve_device(name: str, ranks: Ranks = ALONE) -> torch.device:
     return torch.device(name)
 
 
-def use_threads(count: int, ranks: Ranks = ALONE) -> None:
+def use_threads(count: int, ranks: Ranks = SINGLE_PROCESS) -> None:
     """Compute with `count` CPU threads, but at most with the allotment of this process; 0 is all of it.
 
     The ranks on one machine divide its cores.
     """
-    most = min(cpu_allotment(), max(1, cores() // ranks.local_size))
+    most = min(available_cpus(), max(1, cores() // ranks.local_size))
     torch.set_num_threads(min(count or most, most))
 
 

@@ -11,8 +11,8 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor, distributed
 
-from denetdm_cli.utils import signals as stopping
-from denetdm_cli.utils.errors import ConfigError, RankError, UserError, of_system
+from denetdm_cli.utils import signals
+from denetdm_cli.utils.errors import ConfigError, RankError, UserError, from_os_error
 
 T = TypeVar("T")
 
@@ -36,7 +36,7 @@ class Ranks:
     local_size: int
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this one writes and speaks."""
         return self.rank == 0
 
@@ -44,18 +44,18 @@ class Ranks:
         """What this rank's mean over its share of so many images counts in the mean of the ranks' means."""
         return len(range(self.rank, images, self.size)) * self.size / images
 
-    def mean(self, values: Tensor) -> Tensor:
+    def all_reduce_mean(self, values: Tensor) -> Tensor:
         """The mean over the ranks of floating-point values of one shape."""
-        return values if self.size == 1 else self.total(values) / self.size
+        return values if self.size == 1 else self.all_reduce_sum(values) / self.size
 
-    def total(self, values: Tensor) -> Tensor:
+    def all_reduce_sum(self, values: Tensor) -> Tensor:
         """The sum over the ranks of values of one shape."""
         if self.size > 1:
             values = values.clone()
             distributed.all_reduce(values)
         return values
 
-    def most(self, value: float) -> float:
+    def all_reduce_max(self, value: float) -> float:
         """The largest of the ranks' values."""
         if self.size == 1:
             return value
@@ -63,7 +63,7 @@ class Ranks:
         distributed.all_reduce(found, distributed.ReduceOp.MAX)
         return float(found)
 
-    def first_does(self, work: Callable[[], T]) -> T:
+    def run_on_main(self, work: Callable[[], T]) -> T:
         """What `work` gives on rank 0, where alone it is done; its error is everyone's.
 
         Raises:
@@ -72,33 +72,33 @@ class Ranks:
         if self.size == 1:
             return work()
         told: list[T | UserError | None] = [None]
-        if self.first:
+        if self.is_main:
             try:
                 told = [work()]
             except UserError as error:
                 told = [error]
             except OSError as error:
-                told = [of_system(error)]
-        with nullcontext() if self.first else stopping.by_default():  # nothing is kept while others are waited for
+                told = [from_os_error(error)]
+        with nullcontext() if self.is_main else signals.by_default():  # nothing is kept while others are waited for
             distributed.broadcast_object_list(told)
         if isinstance(told[0], UserError):
-            told[0].told = not self.first
+            told[0].told = not self.is_main
             raise told[0]
         return cast("T", told[0])
 
     @contextmanager
-    def first_enters(self, context: AbstractContextManager[None]) -> Iterator[None]:
+    def enter_on_main(self, context: AbstractContextManager[None]) -> Iterator[None]:
         """A context that rank 0 alone is in; its error when it is entered is everyone's.
 
         Raises:
             UserError: it was raised on entering.
         """
         with ExitStack() as stack:
-            self.first_does(lambda: stack.enter_context(context))
+            self.run_on_main(lambda: stack.enter_context(context))
             yield
 
 
-ALONE = Ranks(0, 1, 0, 1)
+SINGLE_PROCESS = Ranks(0, 1, 0, 1)
 
 
 def announced() -> Ranks:
@@ -110,7 +110,7 @@ def announced() -> Ranks:
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     said = {name: os.environ[name] for name in names if name in os.environ}
     if not said:
-        return ALONE
+        return SINGLE_PROCESS
     try:
         rank, size, local_rank, local_size = (int(said[name]) for name in names)
         if not (0 <= local_rank <= rank < size and local_rank < local_size <= size):
@@ -135,7 +135,7 @@ def joined(ranks: Ranks, device: torch.device) -> Iterator[None]:
         yield
         return
     try:
-        with stopping.by_default():  # the first rank may make data for long while the others wait
+        with signals.by_default():  # the first rank may make data for long while the others wait
             distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
     except (ValueError, RuntimeError) as error:
         raise ConfigError(

@@ -85,7 +85,7 @@ class RankError(UserError):
         super().__init__(what, fix)
 
 
-def of_system(error: OSError) -> StorageError:
+def from_os_error(error: OSError) -> StorageError:
     """What a user can do about an error of the operating system."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     return StorageError(
@@ -103,7 +103,7 @@ EXIT_INTERRUPTED = 130
 """Stopped by Ctrl-C; the same command goes on."""
 
 
-def some_of(names: Sequence[str]) -> str:
+def first_few(names: Sequence[str]) -> str:
     """The first few names for a message, and how many more there are."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more

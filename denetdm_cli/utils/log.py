@@ -34,7 +34,7 @@ def reset() -> None:
     _level, _silent = Level.NORMAL, False
 
 
-def leave_it_to_others() -> None:
+def silence() -> None:
     """Tell nothing but errors from now on: another process of the same run tells the rest."""
     global _silent
     _silent = True
@@ -62,13 +62,13 @@ def verbose() -> bool:
     return not _silent and _level is Level.VERBOSE
 
 
-def say(line: str, *, always: bool = False) -> None:
+def info(line: str, *, always: bool = False) -> None:
     """One line of progress or explanation; `always` also where little is told."""
     if (always and not _silent) or not quiet():
         _tell(line)
 
 
-def detail(line: str) -> None:
+def debug(line: str) -> None:
     """One line that helps to debug a job."""
     if verbose():
         _tell(line)

@@ -6,7 +6,7 @@ from typing import Protocol
 class Reporter(Protocol):
     """Who listens: the console, or a test."""
 
-    def say(self, line: str) -> None:
+    def info(self, line: str) -> None:
         """One line on what is done next, or on what was found."""
 
     def warn(self, warning: str) -> None:

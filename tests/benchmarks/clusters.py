@@ -19,10 +19,10 @@ from unittest import mock
 from measuring import seconds
 
 from denetdm_cli.cli.console import DataReport
-from denetdm_cli.config import load as config
+from denetdm_cli.config.load import load_config, preset_path
 from denetdm_cli.data.registry import ensure_datasets
 from denetdm_cli.training import checkpoint, stages
-from denetdm_cli.training.events import EpochDone
+from denetdm_cli.training.events import EpochEvaluated
 
 NAME = "ColoredMNIST-Skewed0.01-Severity4"
 COMMAND = [sys.executable, "-m", "denetdm_cli"]
@@ -46,11 +46,11 @@ def writing(root: Path, out: Path) -> None:
         saved.append(seconds(lambda: save(*arguments)))
 
     options = {"dataset.root": str(root), "device": "cpu", "out": str(out), "train_poe.epochs": EPOCHS}
-    settings = config.load(config.preset_path("coloredmnist"), (), options)
+    settings = load_config(preset_path("coloredmnist"), (), options)
     ((dataset, _),) = ensure_datasets([settings.dataset], source=None, force=False, reporter=DataReport())
     with mock.patch.object(checkpoint, "save", timed):
         began = time.perf_counter()
-        ends = [time.perf_counter() for e in stages.train_poe(settings, dataset) if isinstance(e, EpochDone)]
+        ends = [time.perf_counter() for e in stages.train_poe(settings, dataset) if isinstance(e, EpochEvaluated)]
     whole = ends[-1] - began
     print(f"a checkpoint or state: median {1000 * median(saved):.0f} ms; {len(saved) / EPOCHS:.1f} an epoch")
     print(f"  all of them: {sum(saved) / whole:.1%} of the time of {EPOCHS} epochs")

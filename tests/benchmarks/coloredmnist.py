@@ -16,7 +16,7 @@ import torch
 from measuring import epochs, seconds, shown
 
 from denetdm_cli.cli.console import DataReport
-from denetdm_cli.config import load as config
+from denetdm_cli.config.load import load_config, preset_path
 from denetdm_cli.data.raw.mnist import load_mnist
 from denetdm_cli.data.registry import ensure_datasets
 from denetdm_cli.data.synthetic.colored_mnist import make_coloured_mnist
@@ -57,7 +57,7 @@ def main() -> None:
             lambda: make_coloured_mnist(mnist, root / "speed", ratio=0.01, severity=4, seed=0, replace=False)
         )
         print(f"make-data, one ratio, 70,000 images, source read: {making:.2f} s")
-        preset = config.preset_path("coloredmnist")
+        preset = preset_path("coloredmnist")
         options = {
             "threads": arguments.threads,
             "dataset.root": str(root),
@@ -65,7 +65,7 @@ def main() -> None:
             "train_poe.epochs": EPOCHS,
             "distill.epochs": EPOCHS,
         }
-        resolved = config.load(preset, (), {**options, "device": "cpu"})
+        resolved = load_config(preset, (), {**options, "device": "cpu"})
         ((dataset, _),) = ensure_datasets([resolved.dataset], source=arguments.source, reporter=DataReport())
 
         bare_products()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from denetdm_cli.cli.console import DataReport
-from denetdm_cli.config import load as config
+from denetdm_cli.config.load import load_config, preset_path
 from denetdm_cli.config.schema import Config, CorruptedCifar10Config
 from denetdm_cli.data.raw.cifar10 import Cifar10, load_cifar10
 from denetdm_cli.data.raw.frost import load_textures
@@ -122,7 +122,7 @@ def importing(root: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         noise = Image.fromarray(random.randint(0, 256, (24, 32, 3), dtype=np.uint8))
         noise.resize((500, 375), Image.Resampling.BICUBIC).save(folder / f"{number}.jpg", quality=90)
-    wanted = config.load(config.preset_path("folder"), (), {"dataset.root": str(root)}).dataset
+    wanted = load_config(preset_path("folder"), (), {"dataset.root": str(root)}).dataset
     took = seconds(lambda: ensure_datasets([wanted], source=root / "own", reporter=DataReport()))
     print(f"make-data folder, 2,000 JPEG images of 500x375 to 224x224: {2000 / took:,.0f} images/s")
 
@@ -152,7 +152,7 @@ def main() -> None:
             "distill.epochs": EPOCHS,
         }
         settings = ["model.target.weights=null"]
-        resolved = config.load(config.preset_path("corruptedcifar10"), settings, options)
+        resolved = load_config(preset_path("corruptedcifar10"), settings, options)
         assert isinstance(resolved.dataset, CorruptedCifar10Config)
         for kind in (0, 1):
             making(cifar, textures, root, resolved.dataset.model_copy(update={"type": kind}))

@@ -6,7 +6,7 @@ from itertools import pairwise
 from statistics import median
 
 from denetdm_cli.training import stages
-from denetdm_cli.training.events import Began, EpochDone
+from denetdm_cli.training.events import EpochEvaluated, StageStarted
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -19,10 +19,10 @@ def epochs(events: Iterator[stages.Event], yardstick: Callable[[], object]) -> t
     """Wall time of each epoch with its evaluation and checkpoints, and of the yardstick around it (mean of two)."""
     times, units, last = [], [seconds(yardstick)], 0.0
     for event in events:
-        if isinstance(event, EpochDone):
+        if isinstance(event, EpochEvaluated):
             times.append(time.perf_counter() - last)
             units.append(seconds(yardstick))
-        if isinstance(event, EpochDone | Began):
+        if isinstance(event, EpochEvaluated | StageStarted):
             last = time.perf_counter()
     return times, [(before + after) / 2 for before, after in pairwise(units)]
 

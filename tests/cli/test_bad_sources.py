@@ -314,13 +314,13 @@ importing.read_image = reading
     COMMAND = "from denetdm_cli.cli import app as cli; cli.main()"
     CORE = """
 from pathlib import Path
-from denetdm_cli.config import load as config
+from denetdm_cli.config.load import load_config, preset_path
 from denetdm_cli.data.registry import ensure_datasets
 class Silent:
-    def say(self, line): pass
+    def info(self, line): pass
     def advance(self, what, done, total): pass
 options = {"dataset.size": 16, "dataset.root": str(Path("data").resolve())}
-wanted = config.load(config.preset_path("folder"), (), options)
+wanted = load_config(preset_path("folder"), (), options)
 ensure_datasets([wanted.dataset], source=Path(sys.argv[1]), force=True, reporter=Silent())
 """
 

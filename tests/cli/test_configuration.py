@@ -7,7 +7,7 @@ import pytest
 import torch
 from cli_support import NAME, Outcome, call, contents, refused
 
-from denetdm_cli.config import load as config
+from denetdm_cli.config.load import differences, load_config, preset_path
 
 
 class TestConfiguration:
@@ -15,10 +15,8 @@ class TestConfiguration:
         more = ("--seed", 3, "--batch-size", 50, "--select", "valid", "--epochs", 1)
         outcome = train(*more, "--set", "train_poe.learning_rate=2e-3", "--set", "model.deep.depth=4", "--out", "there")
         assert outcome.code == 0
-        saved = config.load(tmp_path / "there" / NAME / "seed3" / "train-poe" / "config.yaml")
-        changed = {
-            key: value for key, value, _ in config.differences(saved, config.load(config.preset_path("coloredmnist")))
-        }
+        saved = load_config(tmp_path / "there" / NAME / "seed3" / "train-poe" / "config.yaml")
+        changed = {key: value for key, value, _ in differences(saved, load_config(preset_path("coloredmnist")))}
         assert changed == {
             "dataset.ratio": 0.1,
             "dataset.root": str(data_root),

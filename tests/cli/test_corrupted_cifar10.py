@@ -10,9 +10,8 @@ from own_images import class_folders, paint
 from PIL import Image
 
 from denetdm_cli.cli.console import DataReport
-from denetdm_cli.config.load import load, preset_path
-from denetdm_cli.data.raw import cifar10 as cifar
-from denetdm_cli.data.raw import frost
+from denetdm_cli.config.load import load_config, preset_path
+from denetdm_cli.data.raw import cifar10, frost
 from denetdm_cli.data.store import open_dataset
 from denetdm_cli.data.synthetic.corrupted_cifar10 import make_corrupted_cifar10
 
@@ -26,7 +25,7 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a test must not look for a network")
 
-    monkeypatch.setattr(cifar, "downloaded", refuse)
+    monkeypatch.setattr(cifar10, "downloaded", refuse)
     monkeypatch.setattr(frost, "downloaded_wheel", refuse)
 
 
@@ -34,7 +33,7 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Few images a class, of 32x32 pixels; enough for two in every group of the evaluation split."""
     counts = {"train": 10, "test": 20}
-    return class_folders(tmp_path_factory.mktemp("cifar"), counts, side=32, classes=cifar.CLASS_NAMES)
+    return class_folders(tmp_path_factory.mktemp("cifar"), counts, side=32, classes=cifar10.CLASS_NAMES)
 
 
 @pytest.fixture
@@ -59,7 +58,7 @@ def test_several_ratios_at_once(source: Path, tmp_path: Path) -> None:
     first, second = (open_dataset(tmp_path / "data" / folder(ratio)) for ratio in (0.1, 0.3))
     assert first.digest in outcome.out
     assert second.digest in outcome.out
-    assert first.class_names == cifar.CLASS_NAMES
+    assert first.class_names == cifar10.CLASS_NAMES
     assert first.bias_names[0] == "gaussian noise"
     assert np.array_equal(first.evaluation.images, second.evaluation.images), "one evaluation split for all ratios"
     assert (first.evaluation.group_counts(10, 10) == 2).all(), "twenty images of a class, two of each corruption"
@@ -96,9 +95,9 @@ def test_what_is_there_is_replaced_only_when_forced(source: Path, tmp_path: Path
 
 
 def test_what_is_not_looked_at_is_said(source: Path, textures: Path, tmp_path: Path) -> None:
-    config = load(preset_path("corruptedcifar10"), (), {"dataset.ratio": 0.1}).dataset
+    config = load_config(preset_path("corruptedcifar10"), (), {"dataset.ratio": 0.1}).dataset
     drawings = [np.array(Image.open(textures / name)) for name, _ in frost.TEXTURES]
-    raw = cifar.load_cifar10(tmp_path, source, print)
+    raw = cifar10.load_cifar10(tmp_path, source, print)
     path = tmp_path / "data" / folder(0.1, kind=0)
     make_corrupted_cifar10(raw, drawings, path, config, replace=False, reporter=DataReport())
     words = ("make-data", "corruptedcifar10", "--ratio", 0.1, "--source", source)
@@ -110,9 +109,9 @@ def test_what_is_not_looked_at_is_said(source: Path, textures: Path, tmp_path: P
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_a_copy_without_all_classes(tmp_path: Path, split: str) -> None:
     counts = {"train": 1, "test": 1}
-    class_folders(tmp_path / "cifar", counts, side=32, classes=cifar.CLASS_NAMES[:-1])
+    class_folders(tmp_path / "cifar", counts, side=32, classes=cifar10.CLASS_NAMES[:-1])
     other = "test" if split == "train" else "train"
-    class_folders(tmp_path / "cifar", {other: 1}, side=32, classes=cifar.CLASS_NAMES[-1:])
+    class_folders(tmp_path / "cifar", {other: 1}, side=32, classes=cifar10.CLASS_NAMES[-1:])
     before = contents(tmp_path)
     outcome = call("make-data", "corruptedcifar10", "--type", 1, "--source", "cifar")
     refused(3, outcome, "CIFAR-10 source cifar", f"there are no images in {split}/truck", "class folders")
@@ -169,9 +168,9 @@ def test_other_textures_are_refused(
 
 def test_without_the_images_and_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*_: object, **__: object) -> None:
-        raise cifar.UnusableError("no network")
+        raise cifar10.UnusableError("no network")
 
-    monkeypatch.setattr(cifar, "downloaded", offline)
+    monkeypatch.setattr(cifar10, "downloaded", offline)
     for command in (["make-data", "corruptedcifar10"], ["train-poe", "--dataset", "corruptedcifar10"]):
         options = ["--type", "1"] if command[0] == "make-data" else ["--set", "dataset.type=1"]
         refused(5, call(*command, *options), "CIFAR-10", "no network", "cifar-10-python.tar.gz", "--source FILE")
@@ -201,5 +200,5 @@ def test_group_tables_name_every_class(source: Path, tmp_path: Path) -> None:
     counted = good("validate", tmp_path / "data" / folder(0.1)).out.partition("images by group")[2]
     judged = good("evaluate", tmp_path / "runs" / folder(0.1) / "seed0").out.partition("accuracy by group")[2]
     for table in (counted, judged):
-        named = [name for name in cifar.CLASS_NAMES if f"\n {name[:4]}" in table]
-        assert named == list(cifar.CLASS_NAMES), table
+        named = [name for name in cifar10.CLASS_NAMES if f"\n {name[:4]}" in table]
+        assert named == list(cifar10.CLASS_NAMES), table

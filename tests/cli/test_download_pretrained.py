@@ -18,7 +18,7 @@ from loopback import Site, cut, dropped, endless, status
 from official_reference import Reference
 
 from denetdm_cli.cli import console
-from denetdm_cli.hub import download as transfer
+from denetdm_cli.hub import download
 from denetdm_cli.hub import sources as published
 from denetdm_cli.hub.sources import DRIVE_ADDRESS
 from denetdm_cli.training import checkpoint
@@ -49,7 +49,7 @@ def digest(model: bytes) -> str:
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(download, "PAUSES", (0.0, 0.0, 0.0))
 
 
 def file(path: str, content: bytes) -> Path:

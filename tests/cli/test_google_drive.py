@@ -14,7 +14,7 @@ from google_drive import TOO_MANY, GoogleDrive, too_many
 from loopback import cut, serving, silent, status
 from official_reference import Reference
 
-from denetdm_cli.hub import download as transfer
+from denetdm_cli.hub import download
 from denetdm_cli.hub.sources import DRIVE_ADDRESS, DRIVE_ID
 
 PATH = "colored_mnist/debiased_model.th"
@@ -29,7 +29,7 @@ def model() -> bytes:
 
 @pytest.fixture
 def drive(model: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[GoogleDrive]:
-    monkeypatch.setattr(transfer, "PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(download, "PAUSES", (0.0, 0.0, 0.0))
     with serving() as site:
         files = {PATH: model, "bffhq/debiased_model.th": b"not asked for", "read me.txt": b""}
         made = GoogleDrive(DRIVE_ID, site, files)
@@ -122,7 +122,7 @@ def test_what_gdown_does_not_expect_is_no_traceback(drive: GoogleDrive) -> None:
 
 
 def test_a_drive_that_falls_silent_is_given_up(drive: GoogleDrive, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "_DRIVE_SECONDS", 0.2)
+    monkeypatch.setattr(download, "_DRIVE_SECONDS", 0.2)
     headers = {"Content-Type": "application/x-zip", "Content-Disposition": 'attachment; filename="a.th"'}
     drive.site.answers = [drive.site.usual] * 3 + [silent(1000, 2, **headers)]
     fails("it was not here after 0 s")

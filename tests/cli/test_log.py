@@ -10,7 +10,7 @@ from cli_support import EPOCHS, NAME, STAMP, Outcome, call, good, plain, refused
 from own_images import class_folders, tiny
 
 from denetdm_cli.cli import console
-from denetdm_cli.training.events import Began, Finished, Progress
+from denetdm_cli.training.events import Progress, StageFinished, StageStarted
 from denetdm_cli.utils import log as logs
 
 
@@ -75,11 +75,11 @@ class TestHowMuch:
             def isatty(self) -> bool:
                 return True
 
-        finished = Finished(Path("folder"), {}, already=False)
+        finished = StageFinished(Path("folder"), {}, already=False)
         logs.choose(logs.Level.QUIET)
         try:
             with contextlib.redirect_stderr(Terminal()) as screen:
-                began = Began("train-poe", Path("folder"), 1, 1, 9)
+                began = StageStarted("train-poe", Path("folder"), 1, 1, 9)
                 assert console.follow(iter([began, Progress(1, 5, 2.5), finished]), "again") == [finished]
                 report = console.DataReport()
                 report.advance("reading", 1, 2)

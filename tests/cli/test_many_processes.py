@@ -29,9 +29,9 @@ from cli_support import (
 from denetdm_cli import __version__
 from denetdm_cli.training import checkpoint
 from denetdm_cli.training.launch import launch
-from denetdm_cli.utils import signals as stopping
+from denetdm_cli.utils import signals
 
-ALONE = os.environ | {"OMP_NUM_THREADS": "1"}
+SINGLE_PROCESS = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def options(data_root: Path, epochs: int = 2) -> list[object]:
@@ -42,7 +42,7 @@ def options(data_root: Path, epochs: int = 2) -> list[object]:
 def running(words: list[object], *folders: Path) -> "subprocess.Popen[str]":
     """A command that goes on by itself once every one of some stages has written a state."""
     command = [sys.executable, "-m", "denetdm_cli", *map(str, words)]
-    process = subprocess.Popen(command, env=ALONE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, env=SINGLE_PROCESS, stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 100
     while not all((folder / "resume.safetensors").exists() for folder in folders):
         assert process.poll() is None, process.communicate()
@@ -74,7 +74,7 @@ class TestRanks:
         # 200 images: three whole batches of 64 in stage 1, and one of 8 besides in stage 2.
         words = [*options(data_root), "--then-distill"]
         good(*words, "--out", "one")
-        ended = child("-m", "denetdm_cli", *words, "--out", "two", "--nproc", 2, env=ALONE, limit=300)
+        ended = child("-m", "denetdm_cli", *words, "--out", "two", "--nproc", 2, env=SINGLE_PROCESS, limit=300)
         assert ended.returncode == 0, ended.stderr
         assert ended.stderr.count("train-poe: 192 images an epoch") <= 1
         for stage in ("train-poe", "distill"):
@@ -89,7 +89,7 @@ class TestRanks:
         words = [*map(str, options(data_root, 60)), "--out", "two"]
         folder = tmp_path / "two" / NAME / "seed0" / "train-poe"
         command = [sys.executable, "-m", "denetdm_cli", *words, "--nproc", "2"]
-        code, _, err = signalled(signal.SIGTERM, command, folder, env=ALONE)
+        code, _, err = signalled(signal.SIGTERM, command, folder, env=SINGLE_PROCESS)
         assert code == 75, err
         assert "Traceback" not in err
         assert f"Go on with: denetdm {' '.join(words)} --nproc 2\n" in err
@@ -103,7 +103,7 @@ class TestRanks:
 
     def test_an_error_is_told_once(self, data_root: Path) -> None:
         words = [*options(data_root), "--nproc", 2, "--resume", "must"]
-        ended = child("-m", "denetdm_cli", *words, env=ALONE, limit=300)
+        ended = child("-m", "denetdm_cli", *words, env=SINGLE_PROCESS, limit=300)
         refused(4, Outcome(ended.returncode, ended.stdout, ended.stderr), "nothing to resume")
         assert ended.stderr.count("error:") == 1
 
@@ -152,7 +152,7 @@ class TestManyRuns:
         words = [*map(str, options(data_root, 40)), "--seeds", "0-1", "--out", "many"]
         folders = [tmp_path / "many" / NAME / f"seed{seed}" / "train-poe" for seed in (0, 1)]
         command = [sys.executable, "-m", "denetdm_cli", *words]
-        code, _, err = signalled(signal.SIGUSR1, command, *folders, env=ALONE)
+        code, _, err = signalled(signal.SIGUSR1, command, *folders, env=SINGLE_PROCESS)
         assert code == 75, err
         assert "Traceback" not in err
         assert f"Go on with: denetdm {' '.join(words)}\n" in err
@@ -223,7 +223,7 @@ class TestWhatIsLost:
         assert 1 <= len(figures(folder)) < 4000
 
     @staticmethod
-    def stopped(ranks: str, numbers: list[int], monkeypatch: pytest.MonkeyPatch) -> stopping.Stopped:
+    def stopped(ranks: str, numbers: list[int], monkeypatch: pytest.MonkeyPatch) -> signals.Stopped:
         """What becomes of a launcher that gets signals 0.1 s apart; its ranks are shell scripts."""
         Path("ranks").write_text(f"#!/bin/sh\n{ranks}\n")
         Path("ranks").chmod(0o755)
@@ -236,9 +236,9 @@ class TestWhatIsLost:
                 os.kill(os.getpid(), number)
                 time.sleep(0.1)
 
-        with stopping.listening():
+        with signals.listening():
             threading.Thread(target=send).start()
-            with pytest.raises(stopping.Stopped) as stop:
+            with pytest.raises(signals.Stopped) as stop:
                 launch(2, [])
         return stop.value
 
@@ -257,14 +257,16 @@ class TestWhatIsLost:
     def test_usr2_stops_all_ranks(self, data_root: Path, tmp_path: Path) -> None:
         folder = tmp_path / "two" / NAME / "seed0" / "train-poe"
         words = [*map(str, options(data_root, 400)), "--out", "two", "--nproc", "2"]
-        code, _, err = signalled(signal.SIGUSR2, [sys.executable, "-m", "denetdm_cli", *words], folder, env=ALONE)
+        code, _, err = signalled(
+            signal.SIGUSR2, [sys.executable, "-m", "denetdm_cli", *words], folder, env=SINGLE_PROCESS
+        )
         assert code == 75, err
         assert "Go on with: " in err
 
 
 def test_a_rank_ends_without_what_others_leave_for_the_end(tmp_path: Path) -> None:
     program = "import atexit; atexit.register(print, 'late'); from denetdm_cli.cli.app import main; main()"
-    for environment, end in ((ALONE, "late\n"), (ALONE | {"WORLD_SIZE": "2"}, "")):
+    for environment, end in ((SINGLE_PROCESS, "late\n"), (SINGLE_PROCESS | {"WORLD_SIZE": "2"}, "")):
         for words, code in ((["--version"], 0), (["status", "nowhere"], 4)):
             ended = child("-c", program, *words, env=environment)
             assert ended.returncode == code, ended
@@ -299,6 +301,6 @@ def test_never_to_resume_is_said_of_both_stages(data_root: Path, tmp_path: Path)
     words = [str(word).replace("epochs=2", "epochs=400") for word in options(data_root, 1)]
     words += ["--then-distill", "--out", "two"]
     folder = tmp_path / "two" / NAME / "seed0" / "distill"
-    code, _, err = signalled(signal.SIGTERM, [sys.executable, "-m", "denetdm_cli", *words], folder, env=ALONE)
+    code, _, err = signalled(signal.SIGTERM, [sys.executable, "-m", "denetdm_cli", *words], folder, env=SINGLE_PROCESS)
     assert code == 75, err
     refused(4, call(*words, "--resume", "never"), "was stopped before its end")

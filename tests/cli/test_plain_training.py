@@ -12,7 +12,7 @@ import pytest
 import torch
 from cli_support import good, models
 from own_images import table
-from plain_training import Epoch, Images, by_group, stage_1, stage_2
+from plain_training import DataLoaders, Epoch, by_group, stage_1, stage_2
 from torch import Tensor
 from torchvision.models import shufflenet_v2_x0_5
 
@@ -20,7 +20,7 @@ from denetdm_cli.data.store import open_dataset
 from denetdm_cli.evaluation.evaluator import divide
 from denetdm_cli.methods.denetdm.models import ProductOfExperts, TargetModel
 from denetdm_cli.training import checkpoint, stages
-from denetdm_cli.training.events import EpochDone, Event
+from denetdm_cli.training.events import EpochEvaluated, Event
 from denetdm_cli.training.run_folder import RunFolder, finished_stage_1
 
 GROUPS = {"train": [[2, 3, 9], [8, 4, 2]], "test": [[4, 4, 4], [4, 4, 4]]}
@@ -46,7 +46,7 @@ class Run:
     """A run of the program, and what the bare loops say that it must have come to."""
 
     folder: Path
-    splits: dict[str, Images]
+    splits: dict[str, DataLoaders]
     aligned: list[int]
     expected: dict[str, list[Epoch]]
     start: dict[str, dict[str, Tensor]]
@@ -80,7 +80,7 @@ def run(home: Path, request: pytest.FixtureRequest) -> Run:
     good("distill", folder, "--epochs", EPOCHS, "--batch-size", 8, *words)
 
     config = RunFolder(folder / "distill").config()
-    splits = {name: Images.of(home / "data" / "mine" / name) for name in GROUPS}
+    splits = {name: DataLoaders.of(home / "data" / "mine" / name) for name in GROUPS}
     experts, first = stage_1(config, splits)
     expected = {"train-poe": first, "distill": stage_2(config, splits, experts)}
     fresh = {"train-poe": ProductOfExperts, "distill": TargetModel}
@@ -159,7 +159,7 @@ def test_evaluate_gives_the_probabilities_of_the_bare_loop(run: Run, tmp_path: P
 def stopped_after_an_epoch(events: Iterator[Event]) -> None:
     """Drop a stage as a kill would."""
     assert isinstance(events, Generator)
-    next(event for event in events if isinstance(event, EpochDone))
+    next(event for event in events if isinstance(event, EpochEvaluated))
     events.close()
 
 
@@ -171,11 +171,11 @@ def test_stopped_and_resumed_it_is_the_same_run(run: Run, home: Path, tmp_path: 
 
     def events(resume: stages.Resume) -> Iterator[Event]:
         if stage == "train-poe":
-            return stages.train_poe(config, dataset, stages.How(resume))
-        return stages.distill(config, dataset, finished_stage_1(run.folder), folder, stages.How(resume))
+            return stages.train_poe(config, dataset, stages.RunOptions(resume))
+        return stages.distill(config, dataset, finished_stage_1(run.folder), folder, stages.RunOptions(resume))
 
     stopped_after_an_epoch(events("never"))
-    done = [event.record["epoch"] for event in events("must") if isinstance(event, EpochDone)]
+    done = [event.record["epoch"] for event in events("must") if isinstance(event, EpochEvaluated)]
     assert done == [2]
     assert models(folder / stage) == models(run.folder / stage), "bit for bit"
 

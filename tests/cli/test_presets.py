@@ -9,9 +9,10 @@ import yaml
 from cli_support import call, good, refused
 from own_images import class_folders, tiny
 
-from denetdm_cli.config import load as config
+from denetdm_cli.config.load import load_config, preset_path
+from denetdm_cli.config.presets import preset_names
 
-NAMES = config.preset_names()
+NAMES = preset_names()
 MADE = ("coloredmnist", "corruptedcifar10")
 """Those that are made from what can be downloaded; the others are imported."""
 
@@ -24,17 +25,17 @@ def test_all_of_them_are_listed() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_show_prints_a_whole_configuration(name: str) -> None:
     text = good("configs", "show", name).out
-    assert text == config.preset_path(name).read_text("utf-8")
+    assert text == preset_path(name).read_text("utf-8")
     tree = yaml.safe_load(text)
     assert tree["dataset"]["name"] == name
-    assert tree.keys() == config.load(config.preset_path(name)).model_dump().keys(), "every key is there"
+    assert tree.keys() == load_config(preset_path(name)).model_dump().keys(), "every key is there"
     assert f"configs cp {name} " in text, "the file says how to make it one's own"
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_copy_reads_as_the_preset(name: str, tmp_path: Path) -> None:
     good("configs", "cp", name, "mine.yaml")
-    assert config.load(tmp_path / "mine.yaml") == config.load(config.preset_path(name))
+    assert load_config(tmp_path / "mine.yaml") == load_config(preset_path(name))
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in MADE])

@@ -9,9 +9,10 @@ import pytest
 from cli_support import NAME, Outcome, call, child, contents, good, plain, refused
 
 from denetdm_cli import __version__
-from denetdm_cli.cli import options as cli_options
-from denetdm_cli.config import load as config
-from denetdm_cli.utils import signals as stopping
+from denetdm_cli.cli import options
+from denetdm_cli.config.load import preset_path
+from denetdm_cli.config.presets import preset_names
+from denetdm_cli.utils import signals
 
 
 class TestProgram:
@@ -73,9 +74,9 @@ print(sorted({name.split(".")[0] for name in sys.modules} & {"torch", "torchvisi
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGUSR1", 75), ("SIGINT", 130)])
 def test_a_signal_while_options_are_read(name: str, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped(_: object) -> None:
-        raise stopping.Stopped(signal.Signals[name])
+        raise signals.Stopped(signal.Signals[name])
 
-    monkeypatch.setattr(cli_options, "choose", stopped)
+    monkeypatch.setattr(options, "choose", stopped)
     outcome = call("--quiet", "status")
     assert outcome.code == code
     assert outcome.err.strip().endswith(f"stopped by {name}")
@@ -89,30 +90,30 @@ def test_a_signal_that_an_import_turns_into_another_error(monkeypatch: pytest.Mo
         except KeyboardInterrupt:
             raise AttributeError("half a module") from None
 
-    monkeypatch.setattr(cli_options, "choose", importing)
+    monkeypatch.setattr(options, "choose", importing)
     outcome = call("--quiet", "status")
     assert (outcome.code, outcome.err) == (75, "stopped by SIGTERM\n")
 
     def broken(_: object) -> None:
         raise AttributeError("a bug")
 
-    monkeypatch.setattr(cli_options, "choose", broken)
+    monkeypatch.setattr(options, "choose", broken)
     with pytest.raises(AttributeError, match="a bug"):
         call("--quiet", "status")
 
 
 class TestConfigs:
     def test_ls(self) -> None:
-        assert good("configs", "ls").out.split() == config.preset_names()
+        assert good("configs", "ls").out.split() == preset_names()
 
     def test_show_prints_the_file(self) -> None:
-        assert good("configs", "show", "coloredmnist").out == config.preset_path("coloredmnist").read_text("utf-8")
+        assert good("configs", "show", "coloredmnist").out == preset_path("coloredmnist").read_text("utf-8")
 
     def test_cp_gives_a_file_that_train_takes(self, data_root: Path, tmp_path: Path) -> None:
         outcome = good("configs", "cp", "coloredmnist", "my configs/mine.yaml")
         assert "train-poe --config 'my configs/mine.yaml'" in outcome.out
         copy = tmp_path / "my configs" / "mine.yaml"
-        assert copy.read_bytes() == config.preset_path("coloredmnist").read_bytes()
+        assert copy.read_bytes() == preset_path("coloredmnist").read_bytes()
         copy.write_text(copy.read_text("utf-8").replace("ratio: 0.01 ", "ratio: 0.1 "), "utf-8")
         good("train-poe", "--config", copy, "--data-root", data_root, "--epochs", 1, "--device", "cpu")
         assert (tmp_path / "runs" / NAME / "seed0" / "train-poe" / "results.json").is_file()
@@ -126,7 +127,7 @@ class TestConfigs:
         refused(2, call("configs", "cp", "coloredmnist", "mine.yaml"), "mine.yaml exists", "--force")
         assert contents(tmp_path) == {"mine.yaml": b"precious"}
         good("configs", "cp", "coloredmnist", "mine.yaml", "--force")
-        assert (tmp_path / "mine.yaml").read_bytes() == config.preset_path("coloredmnist").read_bytes()
+        assert (tmp_path / "mine.yaml").read_bytes() == preset_path("coloredmnist").read_bytes()
 
     @pytest.mark.parametrize("command", ["show", "cp"])
     def test_an_unknown_name(self, tmp_path: Path, command: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from cli_support import EPOCHS, NAME, STAMP, Outcome, good, plain
 
 from denetdm_cli.cli import console
-from denetdm_cli.training.events import Began, EpochDone, Finished, Progress
+from denetdm_cli.training.events import EpochEvaluated, Progress, StageFinished, StageStarted
 
 
 class TestOutput:
@@ -60,11 +60,11 @@ class TestOutput:
             "images": 123456,
             "seconds": 1.0,
         }
-        finished = Finished(Path("folder"), {}, already=False)
+        finished = StageFinished(Path("folder"), {}, already=False)
         events = [
-            Began("train-poe", Path("folder"), 99, 100, 123456),
+            StageStarted("train-poe", Path("folder"), 99, 100, 123456),
             Progress(99, 5, 2.5),
-            EpochDone(record),
+            EpochEvaluated(record),
             finished,
         ]
         with contextlib.redirect_stderr(Terminal()) as screen:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from cli_support import EPOCHS, NAME, Outcome, call, contents, good, models, no_leftovers, refused
 
-from denetdm_cli.config import load as config
+from denetdm_cli.config.load import load_config
 
 
 class TestRunFolder:
@@ -51,7 +51,7 @@ class TestRunFolder:
     def test_force_starts_anew(self, run: Path, train: Callable[..., Outcome]) -> None:
         before = contents(run / "distill")
         assert train("--epochs", 1, "--force").code == 0
-        assert config.load(run / "train-poe" / "config.yaml").train_poe.epochs == 1
+        assert load_config(run / "train-poe" / "config.yaml").train_poe.epochs == 1
         assert len((run / "train-poe" / "metrics.jsonl").read_text().splitlines()) == 1
         assert contents(run / "distill") == before
 

@@ -18,7 +18,7 @@ from denetdm_cli.evaluation.selection import provenance
 from denetdm_cli.hub.pretrained import Listed
 from denetdm_cli.hub.published import PUBLISHED
 from denetdm_cli.results.score import Score
-from denetdm_cli.training.events import Finished
+from denetdm_cli.training.events import StageFinished
 
 Shown = Callable[[Callable[[], None]], str]
 
@@ -180,7 +180,7 @@ def test_the_end_of_a_stage_with_long_names(shown: Shown, tmp_path: Path) -> Non
         "epochs": 100,
         "rules": {"last": kept},
     }
-    text = shown(lambda: tables.show_finished(Finished(tmp_path, results, already=False), "last", "denetdm next"))
+    text = shown(lambda: tables.show_finished(StageFinished(tmp_path, results, already=False), "last", "denetdm next"))
     assert f"Worst group (target, bias): {', '.join(of_worst_groups(found))}" in " ".join(text.split())
 
 

@@ -17,7 +17,7 @@ from denetdm_cli.cli import options as cli_options
 from denetdm_cli.config.schema import Config
 from denetdm_cli.data.store import StoredDataset
 from denetdm_cli.training import stages, trackers
-from denetdm_cli.training.events import EpochDone, Finished
+from denetdm_cli.training.events import EpochEvaluated, StageFinished
 from denetdm_cli.training.trackers import chosen
 from denetdm_cli.training.tracking import scalars, tracked
 from denetdm_cli.utils import log as logs
@@ -33,16 +33,16 @@ def _as_usual(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def stop_after(config: Config, dataset: StoredDataset, epoch: int, name: str, **how: Any) -> Path:
     """Train with a tracker, and stop once an epoch is complete."""
-    events = tracked(stages.train_poe(config, dataset, stages.How(**how)), chosen([name]))
-    next(event for event in events if isinstance(event, EpochDone) and event.record["epoch"] == epoch)
+    events = tracked(stages.train_poe(config, dataset, stages.RunOptions(**how)), chosen([name]))
+    next(event for event in events if isinstance(event, EpochEvaluated) and event.record["epoch"] == epoch)
     events.close()
     return stages.run_path(config, dataset) / "train-poe"
 
 
 def finish(config: Config, dataset: StoredDataset, name: str, **how: Any) -> Path:
     """Train with a tracker to the end."""
-    *_, finished = tracked(stages.train_poe(config, dataset, stages.How(**how)), chosen([name]))
-    assert isinstance(finished, Finished)
+    *_, finished = tracked(stages.train_poe(config, dataset, stages.RunOptions(**how)), chosen([name]))
+    assert isinstance(finished, StageFinished)
     return finished.folder
 
 

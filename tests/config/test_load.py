@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from denetdm_cli.config import load as config
-from denetdm_cli.config.load import differences, from_mapping, load, preset_path
+from denetdm_cli.config.load import differences, from_mapping, load_config, preset_path, to_yaml
 from denetdm_cli.config.presets import preset_folder, preset_names
 from denetdm_cli.config.schema import SELECTION_RULES, Config
 from denetdm_cli.utils.errors import ConfigError
@@ -25,7 +24,7 @@ def at(loaded: Config, key: str) -> Any:
 def refused(*settings: str, path: Path = PRESET, options: dict[str, object] | None = None) -> list[str]:
     """The problems that are reported, one an entry."""
     with pytest.raises(ConfigError) as caught:
-        load(path, settings, options)
+        load_config(path, settings, options)
     assert caught.value.exit_code == 2
     assert caught.value.fix
     first, *problems = caught.value.what.split("\n  ")
@@ -49,25 +48,25 @@ class TestPresets:
 
     @pytest.mark.parametrize("name", preset_names())
     def test_each_loads_and_explains_the_selection_rules(self, name: str) -> None:
-        assert load(preset_path(name)).dataset.name == name
+        assert load_config(preset_path(name)).dataset.name == name
         text = preset_path(name).read_text(encoding="utf-8")
         assert all(f" {rule} " in text for rule in SELECTION_RULES)
 
     @pytest.mark.parametrize("name", preset_names())
     def test_each_comes_back_from_the_yaml_of_a_run_folder(self, name: str, tmp_path: Path) -> None:
-        loaded = load(preset_path(name))
-        assert load(written(tmp_path, config.to_yaml(loaded))) == loaded
+        loaded = load_config(preset_path(name))
+        assert load_config(written(tmp_path, to_yaml(loaded))) == loaded
 
     @pytest.mark.parametrize("name", preset_names())
     def test_the_branches_of_each_can_be_those_of_another_size(self, name: str) -> None:
-        changed = load(preset_path(name), ["model.shallow={name: mlp, depth: 4, width: 32}",
+        changed = load_config(preset_path(name), ["model.shallow={name: mlp, depth: 4, width: 32}",
                                            "model.deep={name: mlp, depth: 7, width: 32}",
                                            "model.target={name: convnext_tiny, weights: null, width: 32}"])  # fmt: skip
         assert changed.model.deep.feature_width == 32
 
     def test_the_published_settings_of_the_other_sets(self) -> None:
         """paper.md's tables, number by number."""
-        cifar, bffhq = load(preset_path("corruptedcifar10")), load(preset_path("bffhq"))
+        cifar, bffhq = load_config(preset_path("corruptedcifar10")), load_config(preset_path("bffhq"))
         assert (cifar.train_poe.epochs, cifar.train_poe.batch_size, cifar.train_poe.learning_rate) == (100, 256, 1e-3)
         assert (cifar.distill.epochs, cifar.distill.batch_size, cifar.distill.learning_rate) == (200, 256, 1e-4)
         assert (cifar.train_poe.weight_decay, cifar.distill.weight_decay) == (1e-3, 0)
@@ -83,14 +82,14 @@ class TestPresets:
             assert (found.train_poe.drop_last, found.distill.drop_last) == (True, False)
         assert bffhq.train_poe.selection_metric == "shallow.conflicting"
         assert bffhq.distill.selection_metric == "target.conflicting"
-        assert load(preset_path("bar")).distill.selection_metric == "target.conflicting"
+        assert load_config(preset_path("bar")).distill.selection_metric == "target.conflicting"
         for name in ("celeba", "waterbirds"):
-            assert load(preset_path(name)).distill.selection_metric == "target.worst_group"
-        assert load(preset_path("corruptedcifar10")).distill.selection_metric == "target.unbiased"
-        assert load(preset_path("folder")).distill.selection_metric == "target.accuracy"
+            assert load_config(preset_path(name)).distill.selection_metric == "target.worst_group"
+        assert load_config(preset_path("corruptedcifar10")).distill.selection_metric == "target.unbiased"
+        assert load_config(preset_path("folder")).distill.selection_metric == "target.accuracy"
 
     def test_the_values_of_the_paper(self) -> None:
-        loaded = load(PRESET)
+        loaded = load_config(PRESET)
         assert (loaded.dataset.ratio, loaded.dataset.severity) == (0.01, 4)
         assert (loaded.model.shallow.depth, loaded.model.deep.depth, loaded.model.target.depth) == (3, 5, 5)
         assert loaded.train_poe.model_dump() == {
@@ -106,7 +105,7 @@ class TestPresets:
 
     def test_are_found_from_any_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
-        assert load(preset_path("coloredmnist")).dataset.name == "coloredmnist"
+        assert load_config(preset_path("coloredmnist")).dataset.name == "coloredmnist"
 
     @pytest.mark.parametrize("name", ["colormnist", "ColoredMNIST", "coloured_mnist"])
     def test_an_unknown_one_is_refused_with_the_nearest(self, name: str) -> None:
@@ -127,7 +126,7 @@ class TestYaml:
         [("1e-3", 1e-3), ("1E-3", 1e-3), ("5.e2", 500.0), (".5e-1", 0.05), ("+1e+0", 1.0), ("2", 2.0), ("1_0.5", 10.5)],
     )
     def test_numbers(self, text: str, value: float) -> None:
-        assert load(PRESET, [f"train_poe.learning_rate={text}"]).train_poe.learning_rate == value
+        assert load_config(PRESET, [f"train_poe.learning_rate={text}"]).train_poe.learning_rate == value
 
     @pytest.mark.parametrize("text", ["'1e-3'", "1e-3x", "1e", "e3", "1,5", "[1]", "null", "", "true", "2024-01-01"])
     def test_what_is_no_number(self, text: str) -> None:
@@ -158,14 +157,14 @@ class TestYaml:
     def test_text_is_nothing_else(self) -> None:
         (problem,) = refused("out=5")
         assert problem == "out: 5 is not allowed; must be text, if need be in quotes"
-        assert load(PRESET, ['out="5"']).out == "5"
+        assert load_config(PRESET, ['out="5"']).out == "5"
 
     @pytest.mark.parametrize(
         "out", ["1e3", "5", "true", "null", "~", " padded ", "a: b", "#x", "grün", "[a", "'q'", ""]
     )
     def test_any_text_comes_back(self, tmp_path: Path, out: str) -> None:
-        loaded = load(PRESET, [], {"out": out, "train_poe.learning_rate": 1e-07, "distill.tau": 123456789.125})
-        assert load(written(tmp_path, config.to_yaml(loaded))) == loaded
+        loaded = load_config(PRESET, [], {"out": out, "train_poe.learning_rate": 1e-07, "distill.tau": 123456789.125})
+        assert load_config(written(tmp_path, to_yaml(loaded))) == loaded
 
     @pytest.mark.parametrize(
         ("text", "line", "reason"),
@@ -185,7 +184,7 @@ class TestYaml:
     def test_a_mistake_is_found_by_file_and_line(self, tmp_path: Path, text: str, line: int, reason: str) -> None:
         path = written(tmp_path, text)
         with pytest.raises(ConfigError) as caught:
-            load(path)
+            load_config(path)
         assert f"{path}, line {line}, column " in caught.value.what
         assert reason in caught.value.what
         assert "\n" not in caught.value.what
@@ -200,22 +199,22 @@ class TestYaml:
         for content in (b"\xff\xfe\x00seed", b"seed: \x00\n"):
             path.write_bytes(content)
             with pytest.raises(ConfigError, match=str(path)):
-                load(path)
+                load_config(path)
 
     def test_a_file_that_cannot_be_read(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="no configuration file") as caught:
-            load(tmp_path / "absent.yaml")
+            load_config(tmp_path / "absent.yaml")
         assert "--dataset NAME" in caught.value.fix
         for path in (tmp_path, PRESET / "below"):
             with pytest.raises(ConfigError, match="cannot read the configuration"):
-                load(path)
+                load_config(path)
 
     def test_anchors_and_merge_keys_work(self, tmp_path: Path) -> None:
         text = PRESET.read_text(encoding="utf-8").replace(
             "  shallow: {name: mlp, depth: 3, width: 100}", "  shallow: &branch {name: mlp, depth: 3, width: 100}"
         )
         text = text.replace("  deep: {name: mlp, depth: 5, width: 100}", "  deep: {<<: *branch, depth: 6}")
-        assert load(written(tmp_path, text)).model.deep.model_dump() == {"name": "mlp", "depth": 6, "width": 100}
+        assert load_config(written(tmp_path, text)).model.deep.model_dump() == {"name": "mlp", "depth": 6, "width": 100}
 
 
 class TestSet:
@@ -230,12 +229,12 @@ class TestSet:
         ],
     )
     def test_changes_one_key(self, setting: str, key: str, value: object) -> None:
-        loaded = load(PRESET, [setting])
+        loaded = load_config(PRESET, [setting])
         assert at(loaded, key) == value
-        assert [changed for changed, _, _ in differences(loaded, load(PRESET))] == [key]
+        assert [changed for changed, _, _ in differences(loaded, load_config(PRESET))] == [key]
 
     def test_comes_after_the_file_and_before_the_options(self) -> None:
-        loaded = load(PRESET, ["seed=5", "out=there"], {"seed": None, "train_poe.epochs": 3})
+        loaded = load_config(PRESET, ["seed=5", "out=there"], {"seed": None, "train_poe.epochs": 3})
         assert (loaded.seed, loaded.out, loaded.train_poe.epochs) == (5, "there", 3)
 
     @pytest.mark.parametrize("setting", ["seed", "=3", "", " =3"])
@@ -245,11 +244,11 @@ class TestSet:
 
     def test_the_same_key_twice_is_refused_unless_equal(self) -> None:
         assert refused("seed=1", "seed=2") == ["seed: --set gives it twice, 1 and 2; give it once"]
-        assert load(PRESET, ["seed=1", "seed=1"]).seed == 1
+        assert load_config(PRESET, ["seed=1", "seed=1"]).seed == 1
 
     def test_an_option_that_contradicts_is_refused(self) -> None:
         assert refused("seed=1", options={"seed": 2}) == ["seed: --set gives 1 and its own option 2; give one of them"]
-        assert load(PRESET, ["seed=1"], {"seed": 1}).seed == 1
+        assert load_config(PRESET, ["seed=1"], {"seed": 1}).seed == 1
 
     @pytest.mark.parametrize("text", ["{a", "[1, 2", "'open", "{a: 1, a: 2}", "{1: 2}", "a\tb: c: d", "*x"])
     def test_a_value_that_is_no_yaml(self, text: str) -> None:
@@ -335,7 +334,7 @@ class TestRefusals:
         ],
     )
     def test_a_value_at_the_edge(self, key: str, value: object) -> None:
-        assert at(load(PRESET, (), {key: value}), key) == value
+        assert at(load_config(PRESET, (), {key: value}), key) == value
 
     @pytest.mark.parametrize(
         ("key", "nearest"),
@@ -377,7 +376,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize("key", ["seed", "dataset.root", "model.target", "distill.tau", "train_poe.drop_last"])
     def test_no_key_may_be_missing(self, key: str) -> None:
-        tree = load(PRESET).model_dump()
+        tree = load_config(PRESET).model_dump()
         *sections, leaf = key.split(".")
         section = tree
         for name in sections:
@@ -389,7 +388,7 @@ class TestRefusals:
 
 
 def test_nothing_can_be_changed_afterwards() -> None:
-    loaded = load(PRESET)
+    loaded = load_config(PRESET)
     with pytest.raises(ValidationError):
         loaded.seed = 3  # type: ignore[misc]
     with pytest.raises(ValidationError):
@@ -397,7 +396,7 @@ def test_nothing_can_be_changed_afterwards() -> None:
 
 
 def test_differences_name_every_leaf() -> None:
-    ours, theirs = load(PRESET, ["seed=1", "model.deep.depth=7"]), load(PRESET, ["distill.tau=3"])
+    ours, theirs = load_config(PRESET, ["seed=1", "model.deep.depth=7"]), load_config(PRESET, ["distill.tau=3"])
     assert differences(ours, theirs) == [("model.deep.depth", 7, 5), ("distill.tau", 2.0, 3.0), ("seed", 1, 0)]
     assert differences(ours, ours) == []
 
@@ -438,7 +437,7 @@ class TestSectionsChosenByName:
         assert found.startswith(problem)
 
     def test_null_is_a_ratio_of_bar(self) -> None:
-        assert load(preset_path("bar")).dataset.ratio is None
-        assert load(preset_path("bar"), ["dataset.ratio=0.05"]).dataset.ratio == 0.05
+        assert load_config(preset_path("bar")).dataset.ratio is None
+        assert load_config(preset_path("bar"), ["dataset.ratio=0.05"]).dataset.ratio == 0.05
         (found,) = refused("dataset.ratio=2.0", path=preset_path("bar"))
         assert found == "dataset.ratio: 2.0 is not allowed; must be a finite number above 0 and below 1 or null"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from own_images import paint
 
-from denetdm_cli.config.load import load, preset_path
+from denetdm_cli.config.load import load_config, preset_path
 from denetdm_cli.config.schema import DatasetConfig
 from denetdm_cli.data import registry as catalog
 from denetdm_cli.data.registry import ensure_datasets
@@ -25,13 +25,13 @@ class Log:
         self.lines: list[str] = []
         self._stop_at = stop_at
 
-    def say(self, line: str) -> None:
+    def info(self, line: str) -> None:
         self.lines.append(line)
         if len(self.lines) == self._stop_at:
             raise Stop
 
     def advance(self, what: str, done: int, total: int) -> None:
-        self.say(f"{what}: {done} of {total}")
+        self.info(f"{what}: {done} of {total}")
 
 
 class Stop(BaseException):
@@ -71,7 +71,7 @@ def zipped(tree: Path) -> Path:
 def wanted(tmp_path: Path, *ratios: float) -> list[DatasetConfig]:
     root = str(tmp_path / "data")
     options = [{"dataset.root": root, "dataset.ratio": ratio} for ratio in ratios]
-    return [load(preset_path("cmnist"), (), each).dataset for each in options]
+    return [load_config(preset_path("cmnist"), (), each).dataset for each in options]
 
 
 def test_an_archive_is_unpacked_and_hashed_once_for_several_ratios(

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from denetdm_cli.config.load import load, preset_path
+from denetdm_cli.config.load import load_config, preset_path
 from denetdm_cli.config.schema import SelectionRule
 from denetdm_cli.evaluation.selection import is_best, overlap, provenance, reported_metric
 
@@ -62,7 +62,7 @@ def test_the_last_epoch_is_kept_whatever_it_is() -> None:
     ],
 )
 def test_the_figure_to_report_and_to_select_the_target_by(name: str, metric: str) -> None:
-    config = load(preset_path(name))
+    config = load_config(preset_path(name))
     assert reported_metric(config) == metric
     assert config.distill.selection_metric == f"target.{metric}"
 

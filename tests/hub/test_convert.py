@@ -15,7 +15,7 @@ from official_reference import SIZES, Reference, images
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from denetdm_cli.config.load import load, preset_path
+from denetdm_cli.config.load import load_config, preset_path
 from denetdm_cli.hub.convert import convert_to_official, convert_to_ours
 from denetdm_cli.hub.official import Official
 from denetdm_cli.methods.denetdm.models import ProductOfExperts, TargetModel
@@ -108,7 +108,7 @@ def test_what_a_converted_model_says_of_itself(tmp_path: Path, th: Path) -> None
         "used_bias_labels": True,
     }
     assert said["reported_metric"] == "unbiased"
-    assert loaded.config == load(preset_path("coloredmnist"), ["selection=paper"])
+    assert loaded.config == load_config(preset_path("coloredmnist"), ["selection=paper"])
     assert not re.search(r"/tmp|20\d\d-", json.dumps(said))
 
 
@@ -124,7 +124,7 @@ def test_stage_2_of_bffhq_says_what_it_is(tmp_path: Path) -> None:
     assert said["teacher"] is None
     assert said["reported_metric"] == "conflicting"
     assert loaded.config.model.target.weights is None
-    assert loaded.config.data == load(preset_path("bffhq")).data
+    assert loaded.config.data == load_config(preset_path("bffhq")).data
 
 
 def test_equal_files_give_equal_bytes(tmp_path: Path, th: Path) -> None:
@@ -229,7 +229,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, th: Path, monkeypatch: py
 
 def _ours(path: Path, dataset: str, stage: str, *settings: str, classes: int = 10, size: int | None = None) -> Path:
     """A checkpoint as a run here leaves it, untrained."""
-    config = load(preset_path(dataset), settings)
+    config = load_config(preset_path(dataset), settings)
     side = size or SIZES.get(dataset, 224)
     build = ProductOfExperts if stage == "train-poe" else TargetModel
     model = build(config.model, (3, side, side), classes, seed=0)

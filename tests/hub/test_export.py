@@ -23,7 +23,7 @@ from denetdm_cli.hub import export as exporting
 from denetdm_cli.hub.export import export
 from denetdm_cli.hub.portable import portable
 from denetdm_cli.hub.predict import predict_files
-from denetdm_cli.hub.target import load_shipped
+from denetdm_cli.hub.target import load_target_checkpoint
 from denetdm_cli.methods.denetdm.models import TargetModel
 from denetdm_cli.utils.errors import CheckpointError, ConfigError, UserError
 
@@ -103,7 +103,7 @@ def test_the_code_of_the_card_gives_the_checkpoints_numbers_without_this_program
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     for name in NETWORKS:
-        shipped = load_shipped(exported / f"{name}.safetensors", device)
+        shipped = load_target_checkpoint(exported / f"{name}.safetensors", device)
         with torch.inference_mode():
             expected = shipped.model(inputs[name])
         assert torch.allclose(torch.tensor(found[name]["logits"]), expected, rtol=1e-5, atol=1e-5), name
@@ -127,7 +127,7 @@ def test_the_code_of_the_card_reads_every_image_as_predict_does(exported: Path, 
     folders = [str(tmp_path / name) for name in given]
     done = subprocess.run([sys.executable, "-c", _RUNNER, *folders], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    shipped = load_shipped(exported / "cnn.safetensors", torch.device("cpu"))
+    shipped = load_target_checkpoint(exported / "cnn.safetensors", torch.device("cpu"))
     for name, found in json.loads(done.stdout).items():
         (prediction,) = predict_files(shipped, [tmp_path / name / "image.jpg"], Listener())
         assert list(eval(found["printed"]).values()) == pytest.approx(prediction.probabilities, abs=1e-6), name
@@ -145,7 +145,7 @@ def test_a_torchvision_network_has_torchvisions_state_dict(exported: Path, name:
 
 
 def test_projection_and_head_are_folded_in_double_precision(exported: Path) -> None:
-    model = load_shipped(exported / "projected.safetensors", torch.device("cpu")).model
+    model = load_target_checkpoint(exported / "projected.safetensors", torch.device("cpu")).model
     inner, outer = model.target.get_submodule("fc"), model.head
     assert isinstance(inner, torch.nn.Linear)
     tensors = load_file(exported / "projected" / "model.safetensors")
@@ -305,7 +305,7 @@ def test_onnx_takes_plain_images_of_any_number(with_onnx: Path, count: int) -> N
     (logits,) = session.run(None, {"images": images})
     x = (torch.from_numpy(images) - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
     with torch.inference_mode():
-        expected = load_shipped(with_onnx / "cnn.safetensors", torch.device("cpu")).model(x)
+        expected = load_target_checkpoint(with_onnx / "cnn.safetensors", torch.device("cpu")).model(x)
     assert logits == pytest.approx(expected.numpy(), abs=1e-4)
     assert json.loads(session.get_modelmeta().custom_metadata_map["class_names"]) == CLASSES
 

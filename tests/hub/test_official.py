@@ -6,7 +6,7 @@ import torch
 from official_reference import CLASSES, SIX, SIZES, Reference, images
 from torch import Tensor, nn
 
-from denetdm_cli.config.load import load, preset_path
+from denetdm_cli.config.load import load_config, preset_path
 from denetdm_cli.hub.official import ARCHITECTURES, KINDS, Official, recognise, to_official, to_ours
 from denetdm_cli.methods.denetdm.models import ProductOfExperts, TargetModel
 from denetdm_cli.utils.errors import CheckpointError
@@ -72,7 +72,7 @@ def test_there_and_back_is_the_same(state: Callable[[str, str], State], dataset:
 def test_the_presets_have_the_official_networks() -> None:
     for dataset, architecture in ARCHITECTURES.items():
         without = [] if dataset == "coloredmnist" else ["model.target.weights=null"]
-        assert load(preset_path(dataset), without).model == architecture.model
+        assert load_config(preset_path(dataset), without).model == architecture.model
     assert len(KINDS) == 6
 
 

@@ -17,7 +17,7 @@ from denetdm_cli.data.importers.pack import read_image
 from denetdm_cli.data.store import StoredDataset
 from denetdm_cli.hub import predict as predicting
 from denetdm_cli.hub.predict import Prediction, find_images, predict_files, write_csv
-from denetdm_cli.hub.target import Shipped, load_shipped
+from denetdm_cli.hub.target import TargetCheckpoint, load_target_checkpoint
 from denetdm_cli.results import score as scoring
 from denetdm_cli.training import stages
 from denetdm_cli.utils.errors import CheckpointError, DataError
@@ -28,10 +28,12 @@ MLP = {"name": "mlp", "depth": 2, "width": 16}
 CNN = {"name": "cnn", "depth": 3, "width": 16}
 
 
-def _shipped(folder: Path, size: tuple[int, int] = (36, 36), target: dict[str, Any] = CNN, **facts: Any) -> Shipped:
+def _shipped(
+    folder: Path, size: tuple[int, int] = (36, 36), target: dict[str, Any] = CNN, **facts: Any
+) -> TargetCheckpoint:
     path = folder / "checkpoint.safetensors"
     save_checkpoint(path, config_for(target), dataset_facts(size, CLASSES, **facts))
-    return load_shipped(path, CPU)
+    return load_target_checkpoint(path, CPU)
 
 
 def _pictures(folder: Path, *names: str, size: tuple[int, int] = (50, 40)) -> list[Path]:
@@ -54,7 +56,7 @@ def test_stored_images_get_the_predictions_of_scoring(
     folder.mkdir()
     for number, image in enumerate(images):
         Image.fromarray(image).save(folder / f"{number:04}.png")
-    found = list(predict_files(load_shipped(path, CPU), [folder], Listener()))
+    found = list(predict_files(load_target_checkpoint(path, CPU), [folder], Listener()))
     assert [prediction.predicted for prediction in found] == score.predictions.predicted["target"][:150].tolist()
     confidences = [prediction.confidence for prediction in found]
     assert confidences == pytest.approx(score.predictions.confidence["target"][:150].tolist(), abs=1e-6)
@@ -89,7 +91,7 @@ def test_where_the_rule_for_the_size_comes_from(
 ) -> None:
     path = tmp_path / "checkpoint.safetensors"
     save_checkpoint(path, config_for(MLP, preset=preset), dataset_facts((36, 36), CLASSES, recipe=recipe))
-    resizing = load_shipped(path, CPU).resizing
+    resizing = load_target_checkpoint(path, CPU).resizing
     assert (resizing.fit, resizing.in_training) == expected
     assert (resizing.height, resizing.width) == (36, 36)
 
@@ -155,7 +157,7 @@ def test_no_more_threads_than_the_allotment(tmp_path: Path, monkeypatch: pytest.
         pools.append(workers)
         return ThreadPoolExecutor(workers, **options)
 
-    monkeypatch.setattr(predicting, "cpu_allotment", lambda: 3)
+    monkeypatch.setattr(predicting, "available_cpus", lambda: 3)
     monkeypatch.setattr(predicting, "ThreadPoolExecutor", pool)
     assert len(list(predict_files(_shipped(tmp_path), _pictures(tmp_path, "a.png", "b.png"), Listener()))) == 2
     assert pools == [3]
@@ -200,7 +202,7 @@ def test_a_checkpoint_of_stage_1_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.safetensors"
     save_checkpoint(path, config_for(MLP), dataset_facts((36, 36), CLASSES), stage="train-poe")
     with pytest.raises(CheckpointError, match="stage-1 checkpoint"):
-        load_shipped(path, CPU)
+        load_target_checkpoint(path, CPU)
 
 
 def test_outputs_that_are_no_numbers_are_an_error(tmp_path: Path) -> None:

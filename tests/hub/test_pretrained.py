@@ -12,7 +12,7 @@ import pytest
 import torch
 from loopback import Drive, Heard, Site, cut, dropped, status
 
-from denetdm_cli.hub import download as transfer
+from denetdm_cli.hub import download
 from denetdm_cli.hub.official import ARCHITECTURES, Dataset, Official, Stage, to_official
 from denetdm_cli.hub.pretrained import RECORDS, fetch, listing
 from denetdm_cli.hub.published import DRIVE_ADDRESS, PUBLISHED
@@ -60,7 +60,7 @@ def other() -> bytes:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(download, "PAUSES", (0.0, 0.0, 0.0))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tests_support import glyph_mnist
 
-from denetdm_cli.config.load import load, preset_path
+from denetdm_cli.config.load import load_config, preset_path
 from denetdm_cli.data.batches import Batches
 from denetdm_cli.data.raw.mnist import Mnist, load_mnist
 from denetdm_cli.data.store import Split
@@ -31,7 +31,7 @@ class Trained:
     def __init__(self, mnist: Mnist, path: Path, ratio: float, epochs: int, **changes: object) -> None:
         dataset = make_coloured_mnist(mnist, path, ratio=ratio, severity=4, seed=0, replace=False)
         options = {key.replace("__", "."): value for key, value in changes.items()}
-        config = load(preset_path("coloredmnist"), (), {"train_poe.epochs": epochs, **options})
+        config = load_config(preset_path("coloredmnist"), (), {"train_poe.epochs": epochs, **options})
         self.train, self.evaluation = (
             Batches(dataset.splits[name], torch.device("cpu")) for name in ("train", "valid")
         )
@@ -80,7 +80,7 @@ def test_a_deep_branch_that_dies_is_reported(tmp_path: Path) -> None:
 def untrained(tmp_path: Path) -> tuple[ProductOfExperts, Batches]:
     dataset = make_coloured_mnist(glyph_mnist(300, 300), tmp_path / "set", ratio=0.1, severity=4, seed=0, replace=False)
     batches = Batches(dataset.splits["train"], torch.device("cpu"))
-    return ProductOfExperts(load(preset_path("coloredmnist")).model, batches.shape, 10, seed=3), batches
+    return ProductOfExperts(load_config(preset_path("coloredmnist")).model, batches.shape, 10, seed=3), batches
 
 
 def test_signs_beside_a_computation_by_hand(untrained: tuple[ProductOfExperts, Batches]) -> None:
@@ -331,7 +331,9 @@ def test_a_remedy_names_only_keys_that_the_branch_has(change: Callable[[Signs, S
 )
 def test_whose_depth_is_a_free_key(network: dict[str, Any], free: bool) -> None:
     mlp = {"name": "mlp", "depth": 4, "width": 64}
-    config = load(preset_path("coloredmnist"), (), {"model.shallow": mlp, "model.deep": network, "model.target": mlp})
+    config = load_config(
+        preset_path("coloredmnist"), (), {"model.shallow": mlp, "model.deep": network, "model.target": mlp}
+    )
     batches = Batches(noise(4, None), torch.device("cpu"))
     model = ProductOfExperts(config.model, batches.shape, 10, seed=0)
     assert signs(model, batches, torch.arange(4))["free_depth"] == {"shallow": True, "deep": free}
@@ -345,6 +347,6 @@ def noise(count: int, bias: np.ndarray | None) -> Split:
 
 def test_nothing_of_it_needs_a_bias_label() -> None:
     labelled, bare = (Batches(noise(30, bias), torch.device("cpu")) for bias in (np.arange(30, dtype=np.uint8), None))
-    model = ProductOfExperts(load(preset_path("coloredmnist")).model, bare.shape, 10, seed=0)
+    model = ProductOfExperts(load_config(preset_path("coloredmnist")).model, bare.shape, 10, seed=0)
     index = torch.arange(30)
     assert signs(model, bare, index) == signs(model, labelled, index)

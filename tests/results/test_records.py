@@ -14,7 +14,7 @@ from denetdm_cli.data.store import StoredDataset
 from denetdm_cli.evaluation.metrics import METRICS
 from denetdm_cli.results.records import FIGURES, Headline, find_stages, records_of, summarise
 from denetdm_cli.training import checkpoint, stages
-from denetdm_cli.training.events import EpochDone, Finished
+from denetdm_cli.training.events import EpochEvaluated, StageFinished
 from denetdm_cli.utils.errors import CheckpointError
 from denetdm_cli.utils.files import folder_lock
 
@@ -93,14 +93,14 @@ class TestStates:
         folder = stages.run_path(tiny_config, tiny_dataset) / "train-poe"
         events = stages.train_poe(tiny_config, tiny_dataset)
         for event in events:
-            if isinstance(event, EpochDone) and event.record["epoch"] == 2:
+            if isinstance(event, EpochEvaluated) and event.record["epoch"] == 2:
                 found = summarise(folder)
                 assert (found.state, found.epoch, found.epochs, found.problem) == ("running", 2, 3, None)
                 events.close()  # type: ignore[attr-defined]
         found = summarise(folder)
         assert (found.state, found.epoch) == ("stopped", 2)
         *_, end = stages.train_poe(tiny_config, tiny_dataset)
-        assert isinstance(end, Finished)
+        assert isinstance(end, StageFinished)
         found = summarise(folder)
         kept = end.results["rules"]["last"]["metrics"]
         assert (found.state, found.headline) == (

@@ -12,7 +12,7 @@ import time
 
 import torch
 
-from denetdm_cli.cli import app as cli
+from denetdm_cli.cli import app
 from denetdm_cli.training import stages, workers  # noqa: F401 - imported before the forks
 
 SPREAD = 0.3
@@ -29,7 +29,7 @@ def attempt(arguments: list[str], number: int, wait_for_training: bool, delay: f
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.argv = ["denetdm", *arguments]
         try:
-            cli.main()
+            app.main()
         except SystemExit as end:
             os._exit(int(end.code or 0))
         finally:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from denetdm_cli.training.optimizer import Adam, stacked
+from denetdm_cli.training.optimizer import Adam
 
 
 def _parameters() -> list[nn.Parameter]:
@@ -39,23 +39,3 @@ def test_state_brings_back_the_same_bits() -> None:
     second.load_state(state)
     _train(stopped, second, range(9, 20))
     assert all(torch.equal(a, b) for a, b in zip(straight, stopped, strict=True))
-
-
-def test_several_are_one_and_still_their_own() -> None:
-    alone, alike = [_parameters() for _ in range(3)], [_parameters() for _ in range(3)]
-    separate, joined = ([Adam(parameters, 1e-2, 1e-3) for parameters in some] for some in (alone, alike))
-    for some in (list(zip(alone, separate, strict=True)), list(zip(alike, joined, strict=True))):
-        for number, (parameters, optimizer) in enumerate(some):
-            _train(parameters, optimizer, range(10 * number, 10 * number + 5))
-    whole = stacked(joined)
-    for step in range(5):
-        for number, (parameters, optimizer) in enumerate(zip(alone, separate, strict=True)):
-            _train(parameters, optimizer, range(100 * number + step, 100 * number + step + 1))
-        for place, parameter in enumerate(whole.parameters):
-            parameter.grad = torch.stack([parameters[place].grad for parameters in alone])
-        whole.step()
-    for optimizer, expected in zip(joined, separate, strict=True):
-        for name, tensor in expected.state().items():
-            torch.testing.assert_close(optimizer.state()[name], tensor, rtol=1e-6, atol=0)
-    for parameters, expected in zip(alike, alone, strict=True):
-        torch.testing.assert_close(parameters, expected, rtol=1e-6, atol=1e-7)

@@ -11,7 +11,7 @@ from denetdm_cli.config.schema import ComputeConfig, DataConfig, TrainPoeConfig
 from denetdm_cli.data.batches import Batch, Batches
 from denetdm_cli.data.store import Split
 from denetdm_cli.training import checkpoint
-from denetdm_cli.training.events import EpochEnd, Progress
+from denetdm_cli.training.events import EpochTrained, Progress
 from denetdm_cli.training.trainer import Training
 from denetdm_cli.utils.errors import CheckpointError
 
@@ -52,7 +52,7 @@ def training(batch_size: int = 8, compute: ComputeConfig | None = None) -> tuple
     return method, Training(method, batches, settings, seed=5, compute=compute)
 
 
-def outcome(method: Moody, ends: list[EpochEnd]) -> tuple[list[bytes], list[tuple[int, dict[str, float], int]]]:
+def outcome(method: Moody, ends: list[EpochTrained]) -> tuple[list[bytes], list[tuple[int, dict[str, float], int]]]:
     tensors = [tensor.numpy().tobytes() for tensor in method.model.state_dict().values()]
     return tensors, [(end.epoch, end.losses, end.images) for end in ends]
 
@@ -61,7 +61,7 @@ def outcome(method: Moody, ends: list[EpochEnd]) -> tuple[list[bytes], list[tupl
 def test_after_any_step(stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("denetdm_cli.training.trainer._SECONDS_BETWEEN_EVENTS", 0.0)
     method, straight = training()
-    expected = outcome(method, [event for event in straight.run() if isinstance(event, EpochEnd)])
+    expected = outcome(method, [event for event in straight.run() if isinstance(event, EpochTrained)])
 
     path, ends, steps = tmp_path / "state.safetensors", [], 0
     _, first = training()
@@ -70,26 +70,26 @@ def test_after_any_step(stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         if steps == stop:
             checkpoint.save(path, *first.state())
             break
-        if isinstance(event, EpochEnd):
+        if isinstance(event, EpochTrained):
             ends.append(event)
 
     torch.manual_seed(stop)  # what another process would have there
     method, second = training()
-    second.go_on_from(*checkpoint.load(path), path)
+    second.load_state_dict(*checkpoint.load(path), path)
     completed, before = divmod(stop - 1, STEPS)
     assert (second.completed, second.steps) == (completed, before + 1)
-    ends += [event for event in second.run() if isinstance(event, EpochEnd)]
+    ends += [event for event in second.run() if isinstance(event, EpochTrained)]
     assert outcome(method, ends) == expected
 
 
 @pytest.mark.parametrize("missing", ["sizes", "terms", "seconds", "epoch"])
 def test_a_damaged_state_is_refused(missing: str, tmp_path: Path) -> None:
     _, first = training()
-    next(event for event in first.run() if isinstance(event, EpochEnd))
+    next(event for event in first.run() if isinstance(event, EpochTrained))
     tensors, facts = first.state()
     del facts[missing]
     with pytest.raises(CheckpointError, match=r"state\.safetensors is damaged"):
-        training()[1].go_on_from(tensors, facts, tmp_path / "state.safetensors")
+        training()[1].load_state_dict(tensors, facts, tmp_path / "state.safetensors")
 
 
 def test_low_precision_trains_in_it_and_keeps_full_weights() -> None:
@@ -99,7 +99,7 @@ def test_low_precision_trains_in_it_and_keeps_full_weights() -> None:
     )
     seen = []
     low[0].model[5].register_forward_hook(lambda *found: seen.append(found[2].dtype))
-    ends = [[event for event in one.run() if isinstance(event, EpochEnd)][-1] for _, one in (full, low)]
+    ends = [[event for event in one.run() if isinstance(event, EpochTrained)][-1] for _, one in (full, low)]
     assert set(seen) == {torch.bfloat16}
     assert {tensor.dtype for tensor in low[0].model.parameters()} == {torch.float32}
     assert ends[0].losses != ends[1].losses

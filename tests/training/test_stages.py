@@ -18,9 +18,9 @@ from denetdm_cli.evaluation.evaluator import Evaluation, predict
 from denetdm_cli.methods.denetdm.distill import Distillation
 from denetdm_cli.methods.denetdm.models import ProductOfExperts, TargetModel
 from denetdm_cli.training import checkpoint, stages
-from denetdm_cli.training.events import EpochDone, Event, Finished
+from denetdm_cli.training.events import EpochEvaluated, Event, StageFinished
 from denetdm_cli.training.run_folder import RunFolder, finished_stage_1
-from denetdm_cli.training.stages import How
+from denetdm_cli.training.stages import RunOptions
 from denetdm_cli.training.trainer import Training
 from denetdm_cli.utils.errors import CheckpointError, ConfigError, UserError
 
@@ -37,9 +37,9 @@ def changed(config: Config, **changes: Any) -> Config:
     return from_mapping(tree, "test")
 
 
-def end(events: Iterator[Event]) -> Finished:
+def end(events: Iterator[Event]) -> StageFinished:
     *_, last = events
-    assert isinstance(last, Finished)
+    assert isinstance(last, StageFinished)
     return last
 
 
@@ -47,19 +47,19 @@ def stop_after(events: Iterator[Event], epochs: int) -> None:
     """Drive a stage until some epochs are done, then drop it as a kill would."""
     done = 0
     for event in events:
-        done += isinstance(event, EpochDone)
+        done += isinstance(event, EpochEvaluated)
         if done == epochs:
             events.close()  # type: ignore[attr-defined]
             return
 
 
-def stage_1(config: Config, dataset: StoredDataset, **how: Any) -> Finished:
-    return end(stages.train_poe(config, dataset, How(**how)))
+def stage_1(config: Config, dataset: StoredDataset, **how: Any) -> StageFinished:
+    return end(stages.train_poe(config, dataset, RunOptions(**how)))
 
 
-def stage_2(config: Config, dataset: StoredDataset, **how: Any) -> Finished:
+def stage_2(config: Config, dataset: StoredDataset, **how: Any) -> StageFinished:
     run = stages.run_path(config, dataset)
-    return end(stages.distill(config, dataset, finished_stage_1(run), run, How(**how)))
+    return end(stages.distill(config, dataset, finished_stage_1(run), run, RunOptions(**how)))
 
 
 def records_of(folder: Path) -> list[dict[str, Any]]:
@@ -192,9 +192,9 @@ def test_resume_after_a_kill_between_two_files(
     class Kill(BaseException):
         pass
 
-    save, add = checkpoint.save, RunFolder.add_record
+    save, add = checkpoint.save, RunFolder.append_record
 
-    def add_record(folder: RunFolder, record: dict[str, Any]) -> None:
+    def append_record(folder: RunFolder, record: dict[str, Any]) -> None:
         add(folder, record)
         if record["epoch"] > 1 and written == "metrics.jsonl":
             raise Kill
@@ -205,7 +205,7 @@ def test_resume_after_a_kill_between_two_files(
             raise Kill
 
     with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "add_record", add_record)
+        patch.setattr(RunFolder, "append_record", append_record)
         patch.setattr(checkpoint, "save", saving)
         with pytest.raises(Kill):
             stage_1(config, tiny_dataset)

@@ -11,7 +11,7 @@ from denetdm_cli.config.load import to_yaml
 from denetdm_cli.config.schema import Config
 from denetdm_cli.data.store import StoredDataset
 from denetdm_cli.training import stages
-from denetdm_cli.training.events import Began, EpochDone, Event, Finished, Progress
+from denetdm_cli.training.events import EpochEvaluated, Event, Progress, StageFinished, StageStarted
 from denetdm_cli.training.run_folder import RunFolder
 from denetdm_cli.training.tracking import scalars, tracked
 from denetdm_cli.utils import log as logs
@@ -49,7 +49,7 @@ class Fake:
 
 
 def train(config: Config, dataset: StoredDataset, fakes: dict[str, Fake], **how: Any) -> list[Event]:
-    return list(tracked(stages.train_poe(config, dataset, stages.How(**how)), fakes))
+    return list(tracked(stages.train_poe(config, dataset, stages.RunOptions(**how)), fakes))
 
 
 def test_a_tracker_hears_of_every_epoch(
@@ -59,7 +59,7 @@ def test_a_tracker_hears_of_every_epoch(
     events = train(tiny_config, tiny_dataset, {"fake": fake})
     assert fake.heard == ["open", 1, 2, 3, "complete"]
     assert [type(event).__name__ for event in events if not isinstance(event, Progress)] == [
-        "Began", "EpochDone", "EpochDone", "EpochDone", "Finished",
+        "StageStarted", "EpochEvaluated", "EpochEvaluated", "EpochEvaluated", "StageFinished",
     ]  # fmt: skip
     assert STAMP.sub("", capsys.readouterr().err) == "fake: a place\n"
     train(tiny_config, tiny_dataset, {"fake": fake})
@@ -86,8 +86,8 @@ def test_one_that_fails_is_switched_off_and_changes_nothing(
     warnings = [line for line in told if line.startswith("warning: ")]
     assert len(warnings) == 1
     assert warnings[0].startswith(f"warning: bad failed and is switched off (RuntimeError: cannot {fails_at});")
-    assert isinstance(finished, Finished)
-    assert isinstance(expected, Finished)
+    assert isinstance(finished, StageFinished)
+    assert isinstance(expected, StageFinished)
     assert models(finished.folder) == models(expected.folder)
     assert len((finished.folder / "metrics.jsonl").read_text().splitlines()) == 3
 
@@ -108,9 +108,9 @@ def test_the_warning_is_one_even_if_it_cannot_be_closed(
 def test_a_run_that_goes_on_tells_all_its_epochs(tiny_config: Config, tiny_dataset: StoredDataset) -> None:
     def stopped(after: int, **how: Any) -> list[Any]:
         fake = Fake()
-        events = tracked(stages.train_poe(tiny_config, tiny_dataset, stages.How(**how)), {"fake": fake})
+        events = tracked(stages.train_poe(tiny_config, tiny_dataset, stages.RunOptions(**how)), {"fake": fake})
         for event in events:
-            if isinstance(event, EpochDone) and event.record["epoch"] == after:
+            if isinstance(event, EpochEvaluated) and event.record["epoch"] == after:
                 break
         events.close()
         return fake.heard
@@ -127,7 +127,7 @@ def test_one_that_fails_at_what_was_before(
     tiny_config: Config, tiny_dataset: StoredDataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
     events = tracked(stages.train_poe(tiny_config, tiny_dataset), {})
-    next(event for event in events if isinstance(event, EpochDone))
+    next(event for event in events if isinstance(event, EpochEvaluated))
     events.close()
     bad = Fake("1")
     train(tiny_config, tiny_dataset, {"bad": bad}, resume="must")
@@ -150,7 +150,7 @@ def test_errors_of_the_stage_come_through(tiny_config: Config) -> None:
     folder.config_file.write_text(to_yaml(tiny_config))
 
     def failing() -> Iterator[Event]:
-        yield Began("train-poe", folder.path, 1, 3, 9)
+        yield StageStarted("train-poe", folder.path, 1, 3, 9)
         raise ArithmeticError
 
     fake = Fake()
@@ -167,7 +167,7 @@ def test_the_stage_ends_before_its_trackers(tiny_config: Config) -> None:
 
     def stage() -> Iterator[Event]:
         try:
-            yield Began("train-poe", folder.path, 1, 3, 9)
+            yield StageStarted("train-poe", folder.path, 1, 3, 9)
         finally:
             fake.heard.append("the folder is free")
 

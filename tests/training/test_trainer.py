@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from denetdm_cli.config.schema import TrainPoeConfig
 from denetdm_cli.data.batches import Batch, Batches
 from denetdm_cli.data.store import Split
-from denetdm_cli.training.events import EpochEnd, Progress
+from denetdm_cli.training.events import EpochTrained, Progress
 from denetdm_cli.training.trainer import Training
 from denetdm_cli.utils.errors import NumericError
 
@@ -52,11 +52,11 @@ def _settings(**changes: object) -> TrainPoeConfig:
     return settings.model_copy(update=changes)
 
 
-def _run(method: Recorder, settings: TrainPoeConfig, *, seed: int = 0, first_epoch: int = 1) -> list[EpochEnd]:
+def _run(method: Recorder, settings: TrainPoeConfig, *, seed: int = 0, first_epoch: int = 1) -> list[EpochTrained]:
     training = Training(method, _batches(), settings, seed=seed)
     while training.completed < first_epoch - 1:
         training.next_epoch()
-    return [event for event in training.run() if isinstance(event, EpochEnd)]
+    return [event for event in training.run() if isinstance(event, EpochTrained)]
 
 
 @pytest.mark.parametrize(("drop_last", "steps", "images"), [(True, 6, 48), (False, 7, 50)])
@@ -118,7 +118,7 @@ def test_progress_within_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = _settings(epochs=1)
     events = list(Training(method, _batches(), settings, seed=0).run())
     assert [event.images for event in events if isinstance(event, Progress)] == [8, 16, 24, 32, 40, 48]
-    assert isinstance(events[-1], EpochEnd)
+    assert isinstance(events[-1], EpochTrained)
 
 
 def test_what_comes_between_two_epochs_is_no_training_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +127,7 @@ def test_what_comes_between_two_epochs_is_no_training_time(monkeypatch: pytest.M
     training = Training(Recorder(), _batches(), _settings(), seed=0)
     for event in training.run():
         now[0] += 100
-        if isinstance(event, EpochEnd):
+        if isinstance(event, EpochTrained):
             break
     training.next_epoch()
     assert training.state()[1]["seconds"] == 0
@@ -181,7 +181,7 @@ def test_dropout_depends_on_the_seed_alone_and_leaves_the_callers_stream_where_i
             torch.manual_seed(noise + epoch)
             before = torch.get_rng_state()
             events = training.run()
-            next(event for event in events if isinstance(event, EpochEnd))
+            next(event for event in events if isinstance(event, EpochTrained))
             training.next_epoch()
             events.close()
             assert torch.equal(torch.get_rng_state(), before)

@@ -9,7 +9,7 @@ from denetdm_cli.utils.seed import derive_seed, generator
 
 @pytest.mark.parametrize(("count", "used"), [(0, 3), (1, 1), (2, 2), (3, 3), (1000, 3)])
 def test_threads_are_never_more_than_the_allotment(monkeypatch: pytest.MonkeyPatch, count: int, used: int) -> None:
-    monkeypatch.setattr(runtime, "cpu_allotment", lambda: 3)
+    monkeypatch.setattr(runtime, "available_cpus", lambda: 3)
     monkeypatch.setattr(runtime, "cores", lambda: 4)
     before = torch.get_num_threads()
     try:

@@ -11,7 +11,7 @@ from rich.progress import Progress
 
 from denetdm_cli.utils import log as logs
 from denetdm_cli.utils.errors import ConfigError, DataError
-from denetdm_cli.utils.log import Level, choose, detail, say, show_error, show_warnings, shown, stream
+from denetdm_cli.utils.log import Level, choose, debug, info, show_error, show_warnings, shown, stream
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def told(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 
 def test_every_line_of_a_log_is_stamped(capsys: pytest.CaptureFixture[str]) -> None:
-    say("one")
+    info("one")
     show_warnings(["two", "three"])
     show_error(DataError("2 problems:\n  first\n  second", "Mend them."))
     assert told(capsys) == [
@@ -55,7 +55,7 @@ def test_every_line_of_a_log_is_stamped(capsys: pytest.CaptureFixture[str]) -> N
     ],
 )
 def test_no_control_character_in_a_log(capsys: pytest.CaptureFixture[str], name: str, expected: str) -> None:
-    say(f"class {name} of 3")
+    info(f"class {name} of 3")
     show_error(ConfigError(name, name))
     assert told(capsys) == [f"class {expected} of 3", f"error: {expected}", f"what to do: {expected}"]
     assert shown(name) == expected
@@ -71,7 +71,7 @@ def test_a_table_in_a_pipe_has_no_control_character_either() -> None:
 def test_a_terminal_gets_lines_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
     with contextlib.redirect_stderr(Terminal()) as screen:
-        say("[one] " + "long " * 50)
+        info("[one] " + "long " * 50)
         show_error(DataError("what", "fix [it]"))
     assert re.sub(r"\x1b\[[0-9;]*m", "", screen.getvalue()).splitlines() == [
         "[one] " + "long " * 50, "error: what", "what to do: fix [it]",
@@ -99,9 +99,9 @@ def test_a_line_goes_above_a_live_bar(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_how_much_is_told(capsys: pytest.CaptureFixture[str], level: Level, expected: list[str]) -> None:
     choose(level)
-    say("line")
-    say("always", always=True)
-    detail("detail")
+    info("line")
+    info("always", always=True)
+    debug("detail")
     show_warnings(["w"])
     show_error(ConfigError("e", "f"))
     assert told(capsys) == expected

@@ -108,7 +108,7 @@ def unpacked(source: Path, reporter: Reporter) -> Iterator[Path]:
         )
     limit = max(_ALWAYS_ALLOWED, _TIMES_PACKED * source.stat().st_size)
     members = partial(_zip_members if name.endswith(".zip") else _tar_members, source, limit)
-    reporter.say(f"Looking into {source.name}")
+    reporter.info(f"Looking into {source.name}")
     with _damage_named(source):
         count, needed = _check_members(source, members(), limit)
     _require_space(source, needed)

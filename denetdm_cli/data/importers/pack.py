@@ -21,7 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from denetdm_cli.data.importers.archives import first_few, gigabytes, refuse
 from denetdm_cli.data.store import Scalar, StoredDataset
 from denetdm_cli.data.writer import SplitWriter, new_dataset, opened
-from denetdm_cli.utils.cpu import cpu_allotment
+from denetdm_cli.utils.cpu import available_cpus
 from denetdm_cli.utils.errors import DataError, StorageError
 from denetdm_cli.utils.log import shown
 from denetdm_cli.utils.progress import Reporter
@@ -143,7 +143,7 @@ def pack(
     """
     left_out = _LeftOut(listing, max_unreadable)
     read = functools.partial(read_image, size=size, fit=fit)
-    workers = cpu_allotment()
+    workers = available_cpus()
     _formats()  # once, before there are threads
     with (
         warnings.catch_warnings(),

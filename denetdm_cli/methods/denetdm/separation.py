@@ -52,7 +52,7 @@ def signs(model: ProductOfExperts, batches: Batches, index: Tensor) -> Signs:
     was_training = model.training
     model.eval()
     parts: dict[str, list[Tensor]] = {name: [] for name in ("y", *_BRANCHES)}
-    for some in torch.split(index, batches.at_once):
+    for some in torch.split(index, batches.eval_batch_size):
         batch = batches.take(some)
         parts["y"].append(batch.y)
         for name in _BRANCHES:

@@ -24,7 +24,7 @@ class Log:
     def __init__(self) -> None:
         self.steps: list[tuple[str, int, int]] = []
 
-    def say(self, line: str) -> None:
+    def info(self, line: str) -> None:
         pass
 
     def advance(self, what: str, done: int, total: int) -> None:

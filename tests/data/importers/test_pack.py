@@ -24,7 +24,7 @@ class Log:
         self.lines: list[str] = []
         self.steps: list[tuple[str, int, int]] = []
 
-    def say(self, line: str) -> None:
+    def info(self, line: str) -> None:
         self.lines.append(line)
 
     def warn(self, warning: str) -> None:
@@ -328,7 +328,7 @@ def test_no_more_threads_than_the_allotment(tmp_path: Path, monkeypatch: pytest.
         pools.append(workers)
         return ThreadPoolExecutor(workers)
 
-    monkeypatch.setattr(importing, "cpu_allotment", lambda: 3)
+    monkeypatch.setattr(importing, "available_cpus", lambda: 3)
     monkeypatch.setattr(importing, "ThreadPoolExecutor", pool)
     packed(listing(tmp_path / "in"), tmp_path / "out")
     assert pools == [3]
