@@ -97,7 +97,7 @@ def make_or_open(
     wanted: list[Any], source: Path | None, force: bool, frost: Path | None = None
 ) -> list[tuple[Any, bool]]:
     """The data sets with these settings, and whether each was made now; a bar or lines tell how it goes."""
-    from denetdm_cli.cli.console import DataReport
+    from denetdm_cli.cli.progress import DataReport
     from denetdm_cli.data.registry import ensure_datasets
 
     report = DataReport()
@@ -146,7 +146,7 @@ def the_dataset(wanted: Any, source: Path | None, ranks: Any) -> Any:
 
 def train(job: Any, dataset: Any, ranks: Any) -> list[Any]:
     """Train one run in this process, and return the ends of its stages."""
-    from denetdm_cli.cli.console import follow
+    from denetdm_cli.cli.progress import follow
 
     again = resume_command()
     with signals.listening(job.config.stop_signals), closing(job.events(dataset, ranks)) as events:
@@ -159,23 +159,23 @@ def train_many(jobs: list[Any], workers: int | None) -> list[Any]:
     Raises:
         UserError: one of them failed; the others went on to their end.
     """
-    from denetdm_cli.cli.board import MultiRunProgress
+    from denetdm_cli.cli.progress import MultiRunProgress
     from denetdm_cli.training.workers import plan, train_all
 
     how = plan(jobs, workers)
     info(f"{len(jobs)} runs, {how.workers} at a time, with {how.threads} CPU thread{'s' * (how.threads > 1)} each")
     events = train_all(jobs, how)
-    board = MultiRunProgress([job.name for job in jobs])
+    progress = MultiRunProgress([job.name for job in jobs])
     try:
         with signals.listening(jobs[0].config.stop_signals), closing(events) as news:
-            board.follow(news)
+            progress.follow(news)
     except KeyboardInterrupt as stop:
-        info(f"stopped; what was trained is kept. Go on with: {resume_command()}", always=True)
+        info(f"stopped; the training state is saved. Resume with: {resume_command()}", always=True)
         signals.tell(stop)
         raise
-    if board.failure:
-        raise board.failure
-    return board.finished
+    if progress.failure:
+        raise progress.failure
+    return progress.finished
 
 
 def launched(processes: int | None) -> None:

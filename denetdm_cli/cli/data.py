@@ -7,8 +7,7 @@ from typing import Annotated
 import typer
 
 from denetdm_cli.cli import common
-from denetdm_cli.cli.arguments import DataRootOption, SetOption, SourceOption
-from denetdm_cli.cli.options import complete_presets
+from denetdm_cli.cli.options import DataRootOption, SetOption, SourceOption, complete_presets
 from denetdm_cli.utils.errors import ConfigError, StorageError
 
 _CHECKED_SIZE = 64

@@ -1,12 +1,13 @@
 """The command that evaluates checkpoints."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from denetdm_cli.cli import common
-from denetdm_cli.cli.arguments import DataRootOption, SelectOption, SourceOption
+from denetdm_cli.cli.options import DataRootOption, SelectOption, SourceOption
 from denetdm_cli.utils.errors import DataError
 
 
@@ -30,7 +31,8 @@ def evaluate(
     predictions: Annotated[Path | None, typer.Option(help="Write one row an image.", metavar="FILE.csv")] = None,
 ) -> None:
     """Report accuracies by group; several checkpoints give mean and standard deviation."""
-    from denetdm_cli.cli import console, details, tables
+    from denetdm_cli.cli import tables
+    from denetdm_cli.cli.progress import machine_details
     from denetdm_cli.data.registry import folder
     from denetdm_cli.results import score as scoring
     from denetdm_cli.utils import log
@@ -56,7 +58,7 @@ def evaluate(
         common.require_csv(predictions, scoring.COLUMNS, "--predictions")
     paths = [scoring.find_checkpoint(run, select) for run in runs]
     scores = list(scoring.score_all(paths, resolve_device(device), open_own, data=data, part=split))
-    for line in details.of_machine(resolve_device(device)):
+    for line in machine_details(resolve_device(device)):
         log.debug(line)
     for score in scores:
         log.debug(f"{score.path} on {score.dataset['path']}, digest {score.dataset['digest']}")
@@ -65,6 +67,7 @@ def evaluate(
         scoring.write_predictions(predictions, scores)
         log.info(f"predictions: {predictions}")
     if as_json:
-        console.show_json({"results": [score.to_json() for score in scores], "summary": summary})
+        document = {"results": [score.to_json() for score in scores], "summary": summary}
+        typer.echo(json.dumps(document, indent=2))
     else:
         tables.show_scores(scores, summary)

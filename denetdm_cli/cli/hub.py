@@ -163,7 +163,7 @@ def _print_predictions(found: Iterator[Any], class_names: Sequence[str]) -> None
 
 @contextmanager
 def _report() -> Iterator[Any]:
-    from denetdm_cli.cli.console import DataReport
+    from denetdm_cli.cli.progress import DataReport
 
     report = DataReport()
     try:

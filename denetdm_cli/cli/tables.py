@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from denetdm_cli.cli.console import percent
 from denetdm_cli.data.store import StoredDataset
 from denetdm_cli.evaluation.metrics import LABEL_METRICS
 from denetdm_cli.evaluation.selection import selection_note
 from denetdm_cli.results.score import Score
 from denetdm_cli.training.events import StageFinished
 from denetdm_cli.utils.log import info, quiet, show_warnings, stream
+from denetdm_cli.utils.text import percent
 
 if TYPE_CHECKING:  # it brings what downloads need, which no other table does
     from denetdm_cli.hub.pretrained import Listed

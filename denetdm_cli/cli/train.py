@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from denetdm_cli.cli import common
-from denetdm_cli.cli.arguments import (
+from denetdm_cli.cli.evaluate import evaluate
+from denetdm_cli.cli.options import (
     BatchSizeOption,
     DataRootOption,
     DeviceOption,
@@ -20,10 +21,10 @@ from denetdm_cli.cli.arguments import (
     SelectOption,
     SetOption,
     SourceOption,
+    TrackOption,
     WorkersOption,
+    complete_presets,
 )
-from denetdm_cli.cli.evaluate import evaluate
-from denetdm_cli.cli.options import TrackOption, complete_presets
 from denetdm_cli.cli.report import report
 from denetdm_cli.utils.errors import ConfigError
 

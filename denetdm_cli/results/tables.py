@@ -10,7 +10,8 @@ from denetdm_cli.config.load import as_yaml
 from denetdm_cli.config.schema import SELECTION_RULES
 from denetdm_cli.results.aggregate import Cell, Group, Setting
 from denetdm_cli.results.records import Figure, StageSummary
-from denetdm_cli.results.sheets import Sheet, duration
+from denetdm_cli.results.sheets import Sheet
+from denetdm_cli.utils.text import duration
 
 CSV_COLUMNS = (
     "dataset", "conflict_ratio", "stage", "teacher_rule", "differing_settings", "predictor", "metric", "rule",

@@ -18,7 +18,7 @@ from unittest import mock
 
 from measuring import seconds
 
-from denetdm_cli.cli.console import DataReport
+from denetdm_cli.cli.progress import DataReport
 from denetdm_cli.config.load import load_config, preset_path
 from denetdm_cli.data.registry import ensure_datasets
 from denetdm_cli.training import checkpoint, stages

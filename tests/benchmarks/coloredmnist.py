@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from measuring import epochs, seconds, shown
 
-from denetdm_cli.cli.console import DataReport
+from denetdm_cli.cli.progress import DataReport
 from denetdm_cli.config.load import load_config, preset_path
 from denetdm_cli.data.raw.mnist import load_mnist
 from denetdm_cli.data.registry import ensure_datasets

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from denetdm_cli.cli.console import DataReport
+from denetdm_cli.cli.progress import DataReport
 from denetdm_cli.config.load import load_config, preset_path
 from denetdm_cli.config.schema import Config, CorruptedCifar10Config
 from denetdm_cli.data.raw.cifar10 import Cifar10, load_cifar10

@@ -9,7 +9,7 @@ from cli_support import call, contents, good, no_leftovers, plain, refused
 from own_images import class_folders, paint
 from PIL import Image
 
-from denetdm_cli.cli.console import DataReport
+from denetdm_cli.cli.progress import DataReport
 from denetdm_cli.config.load import load_config, preset_path
 from denetdm_cli.data.raw import cifar10, frost
 from denetdm_cli.data.store import open_dataset

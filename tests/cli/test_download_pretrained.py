@@ -17,7 +17,7 @@ from cli_support import call, contents, good, plain, refused
 from loopback import Site, cut, dropped, endless, status
 from official_reference import Reference
 
-from denetdm_cli.cli import console
+from denetdm_cli.cli import progress
 from denetdm_cli.hub import download
 from denetdm_cli.hub import sources as published
 from denetdm_cli.hub.sources import DRIVE_ADDRESS
@@ -90,7 +90,7 @@ class TestSources:
     def test_an_address_with_progress(
         self, site: Site, model: bytes, digest: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(console, "_SECONDS_BETWEEN_DATA_LINES", 0.0)
+        monkeypatch.setattr(progress, "_SECONDS_BETWEEN_DATA_LINES", 0.0)
         outcome = good(*FETCH, "--url", f"{site.address}/a.th?token=secret", "--sha256", digest)
         assert outcome.out == f"{CONVERTED}\n"
         assert (
@@ -125,7 +125,7 @@ class TestSources:
                 raise KeyboardInterrupt
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(console.DataReport, "advance", stop)
+            patch.setattr(progress.DataReport, "advance", stop)
             outcome = call(*FETCH, "--url", f"{site.address}/a.th")
         assert outcome.code == 130
         kept = (HERE / "coloredmnist.th.part").stat().st_size

@@ -8,7 +8,7 @@ import pytest
 from cli_support import Outcome, call, figures, good, models
 from own_images import class_folders, tiny
 
-from denetdm_cli.cli import console
+from denetdm_cli.cli import progress
 from denetdm_cli.training import checkpoint
 
 NETWORKS = (
@@ -61,7 +61,7 @@ def without_places(stage: Path) -> dict[str, Any]:
 
 def stopped_after(epoch: int, monkeypatch: pytest.MonkeyPatch, train: Callable[[], Outcome]) -> None:
     """Press Ctrl-C once an epoch is written."""
-    update = console._Lines.update
+    update = progress._Lines.update
 
     def pressed(self: Any, event: Any) -> None:
         update(self, event)
@@ -69,7 +69,7 @@ def stopped_after(epoch: int, monkeypatch: pytest.MonkeyPatch, train: Callable[[
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(console._Lines, "update", pressed)
+        patch.setattr(progress._Lines, "update", pressed)
         assert train().code == 130
 
 

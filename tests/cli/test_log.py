@@ -9,7 +9,7 @@ import pytest
 from cli_support import EPOCHS, NAME, STAMP, Outcome, call, good, plain, refused
 from own_images import class_folders, tiny
 
-from denetdm_cli.cli import console
+from denetdm_cli.cli import progress
 from denetdm_cli.training.events import Progress, StageFinished, StageStarted
 from denetdm_cli.utils import log as logs
 
@@ -80,8 +80,8 @@ class TestHowMuch:
         try:
             with contextlib.redirect_stderr(Terminal()) as screen:
                 began = StageStarted("train-poe", Path("folder"), 1, 1, 9)
-                assert console.follow(iter([began, Progress(1, 5, 2.5), finished]), "again") == [finished]
-                report = console.DataReport()
+                assert progress.follow(iter([began, Progress(1, 5, 2.5), finished]), "again") == [finished]
+                report = progress.DataReport()
                 report.advance("reading", 1, 2)
                 report.close()
         finally:

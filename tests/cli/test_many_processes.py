@@ -92,7 +92,7 @@ class TestRanks:
         code, _, err = signalled(signal.SIGTERM, command, folder, env=SINGLE_PROCESS)
         assert code == 75, err
         assert "Traceback" not in err
-        assert f"Go on with: denetdm {' '.join(words)} --nproc 2\n" in err
+        assert f"Resume with: denetdm {' '.join(words)} --nproc 2\n" in err
         assert 1 <= len(figures(folder)) < 60
         good(*words)
         good(*options(data_root, 60), "--out", "one")
@@ -155,7 +155,7 @@ class TestManyRuns:
         code, _, err = signalled(signal.SIGUSR1, command, *folders, env=SINGLE_PROCESS)
         assert code == 75, err
         assert "Traceback" not in err
-        assert f"Go on with: denetdm {' '.join(words)}\n" in err
+        assert f"Resume with: denetdm {' '.join(words)}\n" in err
         assert not all((folder / "results.json").exists() for folder in folders)
         assert good(*words).err.count("done (") == 2
         assert all(len(figures(folder)) == 40 for folder in folders)
@@ -261,7 +261,7 @@ class TestWhatIsLost:
             signal.SIGUSR2, [sys.executable, "-m", "denetdm_cli", *words], folder, env=SINGLE_PROCESS
         )
         assert code == 75, err
-        assert "Go on with: " in err
+        assert "Resume with: " in err
 
 
 def test_a_rank_ends_without_what_others_leave_for_the_end(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from cli_support import EPOCHS, NAME, STAMP, Outcome, good, plain
 
-from denetdm_cli.cli import console
+from denetdm_cli.cli import progress
 from denetdm_cli.training.events import EpochEvaluated, Progress, StageFinished, StageStarted
 
 
@@ -68,7 +68,7 @@ class TestOutput:
             finished,
         ]
         with contextlib.redirect_stderr(Terminal()) as screen:
-            assert console.follow(iter(events), "denetdm again") == [finished]
+            assert progress.follow(iter(events), "denetdm again") == [finished]
         shown = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue()))
         assert all(len(line) <= columns for line in shown)
         assert re.fullmatch(
@@ -84,9 +84,9 @@ class TestWorkOnData:
 
         def tell(*steps: tuple[float, str, int, int]) -> list[str]:
             clock = iter([0.0, *(seconds for seconds, *_ in steps)])
-            monkeypatch.setattr(console.time, "perf_counter", lambda: next(clock))
+            monkeypatch.setattr(progress.time, "perf_counter", lambda: next(clock))
             with contextlib.redirect_stderr(io.StringIO()) as err:
-                report = console.DataReport()
+                report = progress.DataReport()
                 for _, what, done, total in steps:
                     report.advance(what, done, total)
             return STAMP.sub("", err.getvalue()).splitlines()

@@ -79,13 +79,13 @@ class TestStatus:
         assert stages(good("status", run, "--json"))[str(run), "train-poe"]["state"] == "failed"
 
     def test_a_run_that_can_go_on(self, train: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
-        from denetdm_cli.cli import console
+        from denetdm_cli.cli import progress
 
         def pressed(*_: Any) -> None:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patched:
-            patched.setattr(console._Lines, "update", pressed)
+            patched.setattr(progress._Lines, "update", pressed)
             assert train().code == 130
         out = good("status").out
         assert f" stopped  1/{EPOCHS} " in out

@@ -28,7 +28,7 @@ from cli_support import (
 )
 from tests_support import glyph_mnist
 
-from denetdm_cli.cli import console
+from denetdm_cli.cli import progress
 from denetdm_cli.methods.denetdm.poe import ProductOfExpertsTraining
 from denetdm_cli.training import checkpoint
 from denetdm_cli.utils.files import folder_lock
@@ -87,20 +87,20 @@ class TestStops:
         assert (tmp_path / "elsewhere" / NAME / "seed0" / "distill" / "results.json").is_file()
 
     def test_ctrl_c(self, stopped: Path, train: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
-        update = console._Lines.update
+        update = progress._Lines.update
 
         def pressed(self: Any, event: Any) -> None:
             update(self, event)
             if getattr(event, "record", {}).get("epoch") == 2:
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr(console._Lines, "update", pressed)
+        monkeypatch.setattr(progress._Lines, "update", pressed)
         outcome = train()
         monkeypatch.undo()
         monkeypatch.chdir(stopped.parents[3])
         assert outcome.code == 130
-        assert "what was trained is kept" in outcome.err
-        assert re.search(r"Go on with: denetdm train-poe --dataset coloredmnist .*\n", outcome.err)
+        assert "the training state is saved" in outcome.err
+        assert re.search(r"Resume with: denetdm train-poe --dataset coloredmnist .*\n", outcome.err)
         assert outcome.out == ""
         before = contents(stopped)
         refused(4, train("--resume", "never"), "was stopped before its end", "--resume never", "--force")
@@ -194,7 +194,7 @@ class TestStops:
         assert out == ""
         assert plain(err)
         assert "Traceback" not in err
-        assert f"Go on with: denetdm {' '.join(command)}\n" in err
+        assert f"Resume with: denetdm {' '.join(command)}\n" in err
         assert no_leftovers(tmp_path)
         done = len((folder / "metrics.jsonl").read_text().splitlines())
         assert 1 <= done < 25

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from denetdm_cli.results.sheets import Sheet, as_csv, as_latex, as_markdown, as_text, duration
+from denetdm_cli.results.sheets import Sheet, as_csv, as_latex, as_markdown, as_text
 
 SHEET = Sheet(
     "my_data & more",
@@ -79,11 +79,3 @@ def test_csv_is_read_back() -> None:
         ["a,b", 'say "x"', repr(1 / 3)],
         ["", "two\nlines", "2"],
     ]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.4, "0 s"), (59.6, "1 min 0 s"), (3599, "59 min 59 s"), (3700, "1 h 1 min"), (90000, "1 d 1 h")],
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
