@@ -12,8 +12,8 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from denetdm_cli.cli.app import app
+from denetdm_cli.config import schema
 from denetdm_cli.config.explain import _words
-from denetdm_cli.config.schema import Config
 
 REFERENCE = Path(__file__).parent / "reference"
 SHARED = ("quiet", "verbose")
@@ -22,14 +22,15 @@ NAMES = {int: "INTEGER", float: "NUMBER", Path: "PATH"}
 
 def configuration() -> str:
     """The page of every configuration key."""
-    top = [f"`{name}`" for name, field in Config.model_fields.items() if not _sections(field.annotation)]
+    config: type[BaseModel] = getattr(schema, "config_schema", lambda: schema.Config)()
+    top = [f"`{name}`" for name, field in config.model_fields.items() if not _sections(field.annotation)]
     lines = [
         *_title("Configuration", "denetdm_cli/config/schema.py"),
         "A configuration is one YAML file. `denetdm configs show NAME` prints a complete one.",
         "`--set KEY=VALUE` changes any key; the key is written with dots, for example `distill.tau`.",
         "A key whose default is `required` must be in the file.\n",
         f"The keys at the top level are {', '.join(top)}.\n",
-        *_section(Config, "", {}),
+        *_section(config, "", {}),
     ]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -68,7 +69,7 @@ def _section(model: type[BaseModel], prefix: str, seen: dict[str, str]) -> Itera
         for name, field in plain.items():
             default = field.get_default(call_default_factory=True)
             shown = "required" if default is PydanticUndefined else f"`{_yaml(default)}`"
-            words = _cell(_words(field.annotation, field.metadata))
+            words = _cell(field.title or _words(field.annotation, field.metadata))
             yield f"| `{prefix}{name}` | {words} | {shown} | {_cell(field.description)} |"
         yield ""
     for name, field in model.model_fields.items():
@@ -79,6 +80,9 @@ def _section(model: type[BaseModel], prefix: str, seen: dict[str, str]) -> Itera
             yield f"{'#' * (key.count('.') + 2)} {key}\n"
         if kinds and field.description:
             yield f"{_sentence(field.description)}\n"
+        if len(kinds) > 1 and isinstance(field.default, BaseModel):
+            keys = ", ".join(f"{name}: {_yaml(value)}" for name, value in field.default)
+            yield f"Default: `{{{keys}}}`.\n"
         if kinds and known != key:
             yield f"The same keys as [`{known}`](#{known.replace('.', '')}).\n"
             continue

@@ -1,4 +1,4 @@
-"""The README's scripts for SLURM, with stand-ins for what SLURM brings."""
+"""The scripts of docs/how-to/clusters.md for SLURM, with stand-ins for what SLURM brings."""
 
 import os
 import re
@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 from cli_support import NAME, figures, signalled
+from documentation import blocks
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-SCRIPTS = [
-    block for block in re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL) if block.startswith("#!/bin/bash")
-]
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "clusters.md"
+SCRIPTS = [block for block in blocks(PAGE, "sh") if block.startswith("#!/bin/bash")]
 
 
 @pytest.fixture
