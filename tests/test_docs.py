@@ -9,7 +9,19 @@ from typing import Any
 
 import pytest
 import typer
-from documentation import PAGES, README, ROOT, anchors, as_denetdm, blocks, commands, extras, links, name
+from documentation import (
+    PAGES,
+    README,
+    ROOT,
+    anchors,
+    as_denetdm,
+    blocks,
+    commands,
+    extras,
+    links,
+    name,
+    without_blocks,
+)
 
 from denetdm_cli.cli.app import app
 from denetdm_cli.utils import errors, log
@@ -70,6 +82,14 @@ def test_a_page_has_one_title_and_says_something(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert text.startswith("# ")
     assert len(text) > SHORTEST_PAGE
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_files_of_the_code_that_a_page_names_exist(page: Path) -> None:
+    for path in re.findall(r"`([\w/]+/\w+\.py)`", without_blocks(page)):
+        assert (
+            list(ROOT.glob(path)) or list(ROOT.glob(f"denetdm_cli/{path}")) or list(ROOT.glob(f"denetdm_cli/*/{path}"))
+        ), f"{name(page)} names {path}, which does not exist"
 
 
 def words_of(line: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Every command of the README and docs/ runs, on small made data and for one epoch, but for those exempted by name."""
 
 import functools
+import os
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
@@ -157,9 +158,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def place(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of that folder, which is the working directory."""
+    """A copy of that folder as hard links, which is the working directory; the program replaces files whole."""
     here = tmp_path / "here"
-    shutil.copytree(prepared, here)
+    shutil.copytree(prepared, here, copy_function=os.link)
     monkeypatch.chdir(here)
     return here
 
