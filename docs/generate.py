@@ -69,7 +69,7 @@ def _section(model: type[BaseModel], prefix: str, seen: dict[str, str]) -> Itera
         for name, field in plain.items():
             default = field.get_default(call_default_factory=True)
             shown = "required" if default is PydanticUndefined else f"`{_yaml(default)}`"
-            words = _cell(field.title or _words(field.annotation, field.metadata))
+            words = _value(field)
             yield f"| `{prefix}{name}` | {words} | {shown} | {_cell(field.description)} |"
         yield ""
     for name, field in model.model_fields.items():
@@ -106,6 +106,12 @@ def _sections(annotation: Any) -> list[type[BaseModel]]:
 def _kind_name(kind: type[BaseModel]) -> str:
     names = typing.get_args(kind.model_fields["name"].annotation)
     return ", ".join(names) or "a network of torchvision"
+
+
+def _value(field: Any) -> str:
+    """What a key may hold."""
+    words = field.title or _words(field.annotation, field.metadata)
+    return _cell(words.replace("text, if need be in quotes", "text").replace("several numbers one of", "any of"))
 
 
 def _yaml(value: object) -> str:
