@@ -43,7 +43,7 @@ def main() -> NoReturn:
 def _run() -> int:
     """Run the command that was asked for and return the exit code."""
     try:
-        with signals.listening():
+        with signals.handlers():
             _call()
     except SystemExit as end:
         stop = _stop_behind(end)
@@ -64,7 +64,7 @@ def _call() -> None:
     try:
         app(prog_name="denetdm")
     except Exception as error:
-        stop = signals.raised()
+        stop = signals.last_raised()
         if stop is None or isinstance(error, UserError):
             raise
         for line in traceback.format_exc().splitlines():
@@ -79,13 +79,13 @@ def _stop_behind(end: SystemExit) -> KeyboardInterrupt | None:
 
 
 def _stopped(stop: KeyboardInterrupt) -> int:
-    if isinstance(stop, signals.Stopped) and not stop.told:
+    if isinstance(stop, signals.Stopped) and not stop.reported:
         log.info(f"stopped by {stop}", always=True)
     return signals.exit_code(stop)
 
 
 def _failed(error: UserError) -> int:
-    if not error.told:
+    if not error.reported:
         log.show_error(error)
     return error.exit_code
 

@@ -105,7 +105,7 @@ def make_or_open(
         return ensure_datasets(wanted, source=source, frost=frost, force=force, reporter=report)
     except KeyboardInterrupt as stop:
         report.info("stopped; nothing is half-made")
-        signals.tell(stop)
+        signals.mark_reported(stop)
         raise
     finally:
         report.close()
@@ -149,7 +149,7 @@ def train(job: Any, dataset: Any, ranks: Any) -> list[Any]:
     from denetdm_cli.cli.progress import follow
 
     again = resume_command()
-    with signals.listening(job.config.stop_signals), closing(job.events(dataset, ranks)) as events:
+    with signals.handlers(job.config.stop_signals), closing(job.events(dataset, ranks)) as events:
         return follow(events, again)  # closing lets go of the run folder
 
 
@@ -167,11 +167,11 @@ def train_many(jobs: list[Any], workers: int | None) -> list[Any]:
     events = train_all(jobs, how)
     progress = MultiRunProgress([job.name for job in jobs])
     try:
-        with signals.listening(jobs[0].config.stop_signals), closing(events) as news:
+        with signals.handlers(jobs[0].config.stop_signals), closing(events) as news:
             progress.follow(news)
     except KeyboardInterrupt as stop:
         info(f"stopped; the training state is saved. Resume with: {resume_command()}", always=True)
-        signals.tell(stop)
+        signals.mark_reported(stop)
         raise
     if progress.failure:
         raise progress.failure
@@ -191,13 +191,13 @@ def launched(processes: int | None) -> None:
     if os.environ.get("RANK", "0") != "0":
         logs.silence()
     if LAUNCHED in os.environ and "RANK" in os.environ:
-        signals.stop_with_parent()
+        signals.terminate_with_parent()
         return
     if processes is None or processes == 1:
         return
     if "RANK" in os.environ:
         raise ConfigError("--nproc is given, and the environment announces several processes", "Leave out --nproc.")
-    with signals.listening(signals.ALSO):  # the ranks know which of them the configuration names
+    with signals.handlers(signals.OPTIONAL):  # the ranks know which of them the configuration names
         code = launch(processes, sys.argv[1:])
     raise typer.Exit(code)
 

@@ -67,7 +67,7 @@ def follow(events: Iterator[Event], resume_command: str) -> list[StageFinished]:
                 for line in separation_details(event.record) if isinstance(event, EpochEvaluated) else ():
                     debug(line)
     except KeyboardInterrupt as stop:
-        signals.tell(stop)
+        signals.mark_reported(stop)
         if started and RunFolder(started.folder).resume_file.exists():
             info(f"stopped; the training state is saved. Resume with: {resume_command}", always=True)
         else:

@@ -196,14 +196,14 @@ def _train(
     from denetdm_cli.utils import distributed
     from denetdm_cli.utils.device import resolve_device
 
-    us = distributed.announced()
+    us = distributed.from_environment()
     device = resolve_device(configs[0].device, us)  # refused before any data is made
     if us.size > 1 and len(configs) > 1:
         raise ConfigError(
             f"{len(configs)} runs are asked for, and {us.size} processes that train one run together",
             "Train several runs without torchrun and --nproc: they share the machine by themselves.",
         )
-    with distributed.joined(us, device):
+    with distributed.process_group(us, device):
         wanted = dict.fromkeys(config.dataset for config in configs)
         datasets = {dataset: common.the_dataset(dataset, source, us) for dataset in wanted}
         jobs = [job(config, datasets[config.dataset]) for config in configs]

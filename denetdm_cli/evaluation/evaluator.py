@@ -176,6 +176,7 @@ class Evaluation:
         Raises:
             NumericError: an output is not finite.
         """
+        ranks.broadcast_buffers(method.model)  # or each rank measures with BatchNorm statistics of its own
         found = {name: predict(method.model, method.predict, batches, ranks) for name, batches in self.batches.items()}
         for predictions in found.values():
             if not all(np.isfinite(confidence).all() for confidence in predictions.confidence.values()):

@@ -55,16 +55,16 @@ def _follow(processes: Sequence["subprocess.Popen[bytes]"]) -> int:
     """
     until, passed_on = float("inf"), 0
     while any(process.poll() is None for process in processes) and time.monotonic() < until:
-        if signals.waiting() and not passed_on:
+        if signals.pending() and not passed_on:
             # Ctrl-C has reached them already, and a second one would not wait for the step.
-            passed_on = SIGTERM if signals.waiting() == SIGINT else signals.waiting()
+            passed_on = SIGTERM if signals.pending() == SIGINT else signals.pending()
             for process in processes:
                 process.send_signal(passed_on)
         if until == float("inf") and any(process.poll() not in _UNHURRIED for process in processes):
             until = time.monotonic() + _SECONDS_TO_FOLLOW
         time.sleep(0.05)
     codes = [process.returncode for process in processes if process.poll()]
-    if killed := [-code for code in codes if code < 0 and -code not in (passed_on, signals.waiting())]:
+    if killed := [-code for code in codes if code < 0 and -code not in (passed_on, signals.pending())]:
         raise RankError(f"a process of the run was ended by signal {killed[0]}")
     # The one that failed says more than those that lost it.
     return next((code for code in codes if code != RankError.exit_code), RankError.exit_code if codes else 0)

@@ -61,5 +61,5 @@ class Job:
         if self.distill:
             if self.stage_1 is None and self.resume == "must":  # which stage 1 has answered
                 how = RunOptions("auto", self.force, ranks)
-            stage_1 = finished_stage_1(self.stage_1 or self.run)
+            stage_1 = ranks.run_on_main(lambda: finished_stage_1(self.stage_1 or self.run))
             yield from tracked(stages.distill(self.config, dataset, stage_1, self.run, how), openers)

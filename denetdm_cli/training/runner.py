@@ -81,11 +81,9 @@ class StageRunner:
         self._ranks = ranks
         seed, compute = derive_seed(stage.config.seed, stage.name), stage.config.compute
         self.training = Training(stage.method, stage.train, stage.settings, seed=seed, compute=compute, ranks=ranks)
-        path = stage.folder.resume_file
-        if path.exists():
-            tensors, metadata = checkpoint.load(path)
-            _require_same_inputs(path, metadata, _origin(stage.facts))
-            self.training.load_state_dict(tensors, metadata, path)
+        resume_state = ranks.run_on_main(self._resume_state)
+        if resume_state is not None:
+            self.training.load_state_dict(*resume_state, stage.folder.resume_file)
         self._records = ranks.run_on_main(lambda: stage.folder.truncate_records(self.training.completed))
         self._written = time.monotonic()
 
@@ -120,7 +118,7 @@ class StageRunner:
             Stopped: a signal asked for it.
         """
         stage = self._stage
-        with signals.at_once() if self._ranks.size == 1 else nullcontext():
+        with signals.immediate() if self._ranks.size == 1 else nullcontext():
             measured = stage.evaluation.measure(stage.method, end.epoch, self._ranks)
             return Measured(_record(end, measured) | ({"separation": stage.signs()} if stage.signs else {}), measured)
 
@@ -144,6 +142,15 @@ class StageRunner:
     def finish(self) -> StageFinished:
         """Write the results; every epoch is done."""
         return StageFinished(self._stage.folder.path, self._ranks.run_on_main(self._write_results), already=False)
+
+    def _resume_state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+        """Tensors and metadata of the resume state; None where there is none."""
+        path = self._stage.folder.resume_file
+        if not path.exists():
+            return None
+        tensors, metadata = checkpoint.load(path)
+        _require_same_inputs(path, metadata, _origin(self._stage.facts))
+        return tensors, metadata
 
     def _write_results(self) -> dict[str, Any]:
         results = _results(self._stage, self._records)
@@ -174,7 +181,7 @@ def run(stage: Stage | StageFinished, ranks: Ranks = SINGLE_PROCESS) -> Iterator
                 running.save_resume_state()
                 raise
             yield running.write_epoch(measured)
-        if signal := int(ranks.all_reduce_max(signals.waiting())):
+        if signal := int(ranks.all_reduce_max(signals.pending())):
             if isinstance(event, Progress):
                 running.save_resume_state()
             raise signals.Stopped(signal)

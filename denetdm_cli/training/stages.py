@@ -191,22 +191,27 @@ def _prepared(
         shared[dataset.path] = DataLoaders(dataset, device, config)
     images = shared[dataset.path]
     metrics = metrics_by_rule(settings, section, dataset, images.evaluation)
-    if folder.finished and not how.force:
-        with how.ranks.enter_on_main(folder.claimed(config, how.resume)):
-            yield already_finished(folder, facts)
+    ranks = how.ranks
+    finished, stopped = ranks.run_on_main(lambda: (folder.finished, folder.resume_file.exists()))
+    if finished and not how.force:
+        with ranks.enter_on_main(folder.claimed(config, how.resume)):
+            yield ranks.run_on_main(lambda: already_finished(folder, facts))
         return
-    fresh = how.force or not folder.resume_file.exists()
+    fresh = how.force or not stopped
     height, width, channels = dataset.evaluation.images.shape[1:]
     trained = method((channels, height, width), device, fresh)
-    signals.begin()
-    with how.ranks.enter_on_main(folder.claimed(config, how.resume, force=how.force)), signals.deferred():
+    signals.raise_swallowed()
+    with ranks.enter_on_main(folder.claimed(config, how.resume, force=how.force)), signals.deferred():
         if isinstance(trained, Distillation) and not config.data.augments:
-            with signals.at_once() if how.ranks.size == 1 else nullcontext():
+            with signals.immediate() if ranks.size == 1 else nullcontext():
                 trained.precompute(images.train)
-        if folder.finished:  # by another process, while this one built its networks
-            yield already_finished(folder, facts)
+        if ranks.run_on_main(lambda: folder.finished):  # by another process, while this one built its networks
+            yield ranks.run_on_main(lambda: already_finished(folder, facts))
             return
-        started = started_from(trained.model) if fresh else checkpoint.load(folder.resume_file)[1]["start_weights"]
+        if fresh:
+            started = started_from(trained.model)
+        else:
+            started = ranks.run_on_main(lambda: checkpoint.load(folder.resume_file)[1]["start_weights"])
         facts = {**facts, "start_weights": started}
         signs = _signs(trained.model, images)
         yield Stage(name, folder, trained, images.train, images.evaluation, config, settings, facts, signs, metrics)

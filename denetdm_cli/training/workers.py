@@ -75,7 +75,7 @@ def train_all(jobs: Sequence[Job], how: Plan) -> Generator[tuple[int, News], Non
     Raises:
         Stopped: a signal asked for it; every run has kept its state before this is raised.
     """
-    signals.begin()
+    signals.raise_swallowed()
     context = multiprocessing.get_context("spawn")
     to_come = deque(enumerate(jobs))
     free = deque(range(how.workers))
@@ -134,14 +134,14 @@ def _news(active: dict[Connection, tuple[int, int, BaseProcess]]) -> Iterator[tu
 def _work(job: Job, out: Connection) -> None:
     """Train one run in a process of its own, which ends when nobody listens any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one passes it on
-    signals.stop_with_parent()
+    signals.terminate_with_parent()
     with suppress(BrokenPipeError):
         _tell(job, out)
 
 
 def _tell(job: Job, out: Connection) -> None:
     try:
-        with signals.listening((*signals.ALWAYS, *job.config.stop_signals)):
+        with signals.handlers((*signals.DEFAULT, *job.config.stop_signals)):
             for event in job.events(open_dataset(job.dataset_path)):
                 out.send(event)
         out.send(Ended())

@@ -1,4 +1,8 @@
-"""The processes that train one run together: which of them this is, and what they tell each other."""
+"""The ranks of one run: the processes that train it together, and the messages between them.
+
+Tensors on a GPU go over NCCL. Everything else goes over a separate Gloo group: stop signals, epochs, what rank 0 saw of
+the file system.
+"""
 
 import os
 import re
@@ -9,25 +13,31 @@ from datetime import timedelta
 from typing import TypeVar, cast
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
 from denetdm_cli.utils import signals
 from denetdm_cli.utils.errors import ConfigError, RankError, UserError, from_os_error
 
 T = TypeVar("T")
 
-_PATIENCE = timedelta(hours=6)
+_TIMEOUT = timedelta(hours=6)
+"""For one message: rank 0 may make a data set while the others wait."""
+
+_control: distributed.ProcessGroup | None = None
+"""The Gloo group for what is not on a GPU, while `process_group` is active."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """What a process knows of itself and the others.
+    """The rank of this process, and the number of ranks.
+
+    Every rank must call `all_reduce_*`, `broadcast_buffers`, `run_on_main` and `enter_on_main` in the same order.
 
     Attributes:
-        rank: from 0; rank 0 writes and speaks.
-        size: how many there are.
-        local_rank: from 0 on this machine.
-        local_size: how many there are on this machine.
+        rank: of this process, from 0; rank 0 is the main one, which writes files and prints.
+        size: number of ranks.
+        local_rank: of this process among those of this machine, from 0.
+        local_size: number of ranks on this machine.
     """
 
     rank: int
@@ -37,61 +47,71 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
-        """Whether this one writes and speaks."""
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
     def weight(self, images: int) -> float:
-        """What this rank's mean over its share of so many images counts in the mean of the ranks' means."""
+        """Weight of this rank's mean over its share of a batch of `images` in the mean of the ranks' means."""
         return len(range(self.rank, images, self.size)) * self.size / images
 
     def all_reduce_mean(self, values: Tensor) -> Tensor:
-        """The mean over the ranks of floating-point values of one shape."""
+        """Mean over the ranks of floating-point values of one shape."""
         return values if self.size == 1 else self.all_reduce_sum(values) / self.size
 
     def all_reduce_sum(self, values: Tensor) -> Tensor:
-        """The sum over the ranks of values of one shape."""
+        """Sum over the ranks of values of one shape."""
         if self.size > 1:
             values = values.clone()
-            distributed.all_reduce(values)
+            distributed.all_reduce(values, group=_group(values))
         return values
 
     def all_reduce_max(self, value: float) -> float:
-        """The largest of the ranks' values."""
+        """Largest of the ranks' values."""
         if self.size == 1:
             return value
-        found = torch.tensor(value, dtype=torch.float64, device=_talking_device())
-        distributed.all_reduce(found, distributed.ReduceOp.MAX)
-        return float(found)
+        largest = torch.tensor(value, dtype=torch.float64)
+        distributed.all_reduce(largest, distributed.ReduceOp.MAX, group=_control)
+        return float(largest)
+
+    def broadcast_buffers(self, module: nn.Module) -> None:
+        """Copy the buffers of a module, such as the running statistics of BatchNorm, from rank 0 to every rank.
+
+        Between two steps of DistributedDataParallel each rank has statistics of its own.
+        """
+        if self.size > 1:
+            for buffer in module.buffers():
+                distributed.broadcast(buffer, 0, group=_group(buffer))
 
     def run_on_main(self, work: Callable[[], T]) -> T:
-        """What `work` gives on rank 0, where alone it is done; its error is everyone's.
+        """Run `work` on rank 0 alone, and return its result, or raise its error, on every rank.
 
         Raises:
-            UserError: `work` raised it.
+            UserError: `work` raised it, or an OSError.
         """
         if self.size == 1:
             return work()
-        told: list[T | UserError | None] = [None]
+        message: list[T | UserError | None] = [None]
         if self.is_main:
             try:
-                told = [work()]
+                message = [work()]
             except UserError as error:
-                told = [error]
+                message = [error]
             except OSError as error:
-                told = [from_os_error(error)]
-        with nullcontext() if self.is_main else signals.by_default():  # nothing is kept while others are waited for
-            distributed.broadcast_object_list(told)
-        if isinstance(told[0], UserError):
-            told[0].told = not self.is_main
-            raise told[0]
-        return cast("T", told[0])
+                message = [from_os_error(error)]
+        # A rank that waits in the Gloo library hears no Python signal handler, and has nothing to save.
+        with nullcontext() if self.is_main else signals.default_handlers():
+            distributed.broadcast_object_list(message, group=_control)
+        if isinstance(message[0], UserError):
+            message[0].reported = not self.is_main
+            raise message[0]
+        return cast("T", message[0])
 
     @contextmanager
     def enter_on_main(self, context: AbstractContextManager[None]) -> Iterator[None]:
-        """A context that rank 0 alone is in; its error when it is entered is everyone's.
+        """Enter a context on rank 0 alone; an error on entering is raised on every rank.
 
         Raises:
-            UserError: it was raised on entering.
+            UserError: entering raised it.
         """
         with ExitStack() as stack:
             self.run_on_main(lambda: stack.enter_context(context))
@@ -101,42 +121,52 @@ class Ranks:
 SINGLE_PROCESS = Ranks(0, 1, 0, 1)
 
 
-def announced() -> Ranks:
-    """What the environment of this process says, as torchrun sets it; alone where it says nothing.
+def from_environment() -> Ranks:
+    """The rank of this process by the variables that torchrun sets; `SINGLE_PROCESS` where there are none.
 
     Raises:
-        ConfigError: it says something that cannot be.
+        ConfigError: some of the variables are missing or contradict each other.
     """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    said = {name: os.environ[name] for name in names if name in os.environ}
-    if not said:
+    found = {name: os.environ[name] for name in names if name in os.environ}
+    if not found:
         return SINGLE_PROCESS
     try:
-        rank, size, local_rank, local_size = (int(said[name]) for name in names)
+        rank, size, local_rank, local_size = (int(found[name]) for name in names)
         if not (0 <= local_rank <= rank < size and local_rank < local_size <= size):
             raise ValueError
     except (KeyError, ValueError):
         raise ConfigError(
-            f"the environment announces several processes, but not as torchrun does: {said}",
+            f"the environment announces several processes, but not as torchrun does: {found}",
             "Start them with torchrun or --nproc, or unset these variables.",
         ) from None
     return Ranks(rank, size, local_rank, local_size)
 
 
 @contextmanager
-def joined(ranks: Ranks, device: torch.device) -> Iterator[None]:
-    """Let the ranks talk: over NCCL between GPUs, over Gloo otherwise.
+def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
+    """Connect the ranks: NCCL for tensors on a GPU, where `device` is one, and Gloo for the rest.
 
+    Args:
+        ranks: of this process; a single process is not connected to anything.
+        device: where this process computes; becomes the current CUDA device.
     Raises:
-        ConfigError: they do not find each other.
+        ConfigError: the ranks do not find each other.
         RankError: one of them was lost.
     """
+    global _control
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # or NCCL and what names no device take cuda:0 on every rank
     if ranks.size == 1:
         yield
         return
     try:
-        with signals.by_default():  # the first rank may make data for long while the others wait
-            distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+        with signals.default_handlers():  # rank 0 may make a data set first, while the others wait
+            if device.type == "cuda":
+                distributed.init_process_group("nccl", timeout=_TIMEOUT, device_id=device)
+            else:
+                distributed.init_process_group("gloo", timeout=_TIMEOUT)
+            _control = cast("distributed.ProcessGroup", distributed.new_group(backend="gloo", timeout=_TIMEOUT))
     except (ValueError, RuntimeError) as error:
         raise ConfigError(
             f"rank {ranks.rank} of {ranks.size} did not find the others: {str(error).splitlines()[0]}",
@@ -151,8 +181,10 @@ def joined(ranks: Ranks, device: torch.device) -> Iterator[None]:
             f"rank {ranks.rank} of {ranks.size} has lost the others: {str(error).splitlines()[0]}"
         ) from None
     finally:
+        _control = None
         distributed.destroy_process_group()
 
 
-def _talking_device() -> torch.device:
-    return torch.device("cuda" if distributed.get_backend() == "nccl" else "cpu")
+def _group(values: Tensor) -> distributed.ProcessGroup | None:
+    """The group that carries a tensor; None is the default one."""
+    return None if values.is_cuda else _control

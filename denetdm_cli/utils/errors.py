@@ -15,8 +15,8 @@ class UserError(Exception):
     """
 
     exit_code = 2
-    told = False
-    """Whether another process shows it."""
+    reported = False
+    """Whether another process prints it."""
 
     def __init__(self, what: str, fix: str) -> None:
         super().__init__(what, fix)
@@ -79,8 +79,8 @@ class RankError(UserError):
     def __init__(
         self,
         what: str,
-        fix: str = "See what the others say; signal 9 often means that memory ran out. The same command goes on from "
-        "the last state that was written.",
+        fix: str = "See the messages of the other processes; signal 9 often means that memory ran out. The same "
+        "command resumes from the last state that was written.",
     ) -> None:
         super().__init__(what, fix)
 

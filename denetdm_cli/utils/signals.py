@@ -1,4 +1,4 @@
-"""Signals that ask the program to stop: an exception at once, or, where a step must not be cut, after it."""
+"""Signals that stop the program: they raise `Stopped` at once or, within `deferred`, after the current step."""
 
 import ctypes
 import signal
@@ -10,11 +10,10 @@ from types import FrameType
 
 from denetdm_cli.utils.errors import EXIT_INTERRUPTED, EXIT_STOPPED
 
-ALWAYS = ("INT", "TERM", "HUP", "USR1")
+DEFAULT = ("INT", "TERM", "HUP", "USR1")
 """Ctrl-C, a lost terminal, and what batch systems send before they kill."""
-ALSO = ("USR2", "ALRM", "QUIT", "XCPU")
-"""What a configuration may add."""
-
+OPTIONAL = ("USR2", "ALRM", "QUIT", "XCPU")
+"""Signals that the configuration key `stop_signals` may add."""
 
 _PR_SET_PDEATHSIG = 1
 
@@ -22,25 +21,28 @@ _PR_SET_PDEATHSIG = 1
 class Stopped(KeyboardInterrupt):
     """A signal asked the program to stop.
 
-    A kind of KeyboardInterrupt, so that everything that tidies up after Ctrl-C does so after any other signal too.
+    A kind of KeyboardInterrupt, so that everything that cleans up after Ctrl-C does so after any other signal too.
     """
 
-    told = False
-    """Whether a person has been told of it."""
+    reported = False
+    """Whether the stop has been printed."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.number = number
 
 
-class _Heard:
-    """Whether signals are to wait, the one that does, and what the newest that did not has raised.
+class _State:
+    """State of the signal handler, which Python calls with nothing of ours.
 
-    A handler can only speak through something global.
+    Attributes:
+        defer: whether signals become pending instead of raising.
+        pending: number of the pending signal, or 0.
+        raised: the newest `Stopped` that the handler raised.
     """
 
-    wait = False
-    number = 0
+    defer = False
+    pending = 0
     raised: Stopped | None = None
 
 
@@ -49,21 +51,21 @@ def exit_code(stop: KeyboardInterrupt) -> int:
     return EXIT_STOPPED if isinstance(stop, Stopped) and stop.number != signal.SIGINT else EXIT_INTERRUPTED
 
 
-def tell(stop: KeyboardInterrupt) -> None:
-    """Note that a person has been told of it."""
+def mark_reported(stop: KeyboardInterrupt) -> None:
+    """Note that the stop has been printed."""
     if isinstance(stop, Stopped):
-        stop.told = True
+        stop.reported = True
 
 
 @contextmanager
-def listening(names: Iterable[str] = ALWAYS) -> Iterator[None]:
-    """Let the signals of these names raise `Stopped`; what they did before they do again at the end.
+def handlers(names: Iterable[str] = DEFAULT) -> Iterator[None]:
+    """Install handlers that raise `Stopped` for the signals of these names; the earlier ones return at the end.
 
-    Those that the system does not have are left out, and all are outside the main thread, where Python handles none.
-    One that the process was started to ignore, as `nohup` does with HUP, stays ignored.
+    Signals that the system does not have are left out, and all are outside the main thread, where Python handles none.
+    A signal that the process was started to ignore, as `nohup` does with HUP, stays ignored.
     """
-    here = threading.current_thread() is threading.main_thread()
-    numbers = {getattr(signal, f"SIG{name}") for name in names if here and hasattr(signal, f"SIG{name}")}
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    numbers = {getattr(signal, f"SIG{name}") for name in names if in_main_thread and hasattr(signal, f"SIG{name}")}
     before = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
     outermost = not any(signal.getsignal(number) is _handle for number in signal.valid_signals())
     for number in before:
@@ -71,18 +73,18 @@ def listening(names: Iterable[str] = ALWAYS) -> Iterator[None]:
     try:
         yield
     finally:
-        _Heard.number = 0
+        _State.pending = 0
         if outermost:
-            _Heard.raised = None
+            _State.raised = None
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 @contextmanager
-def by_default() -> Iterator[None]:
-    """Let signals do what they do to any program: where nothing is kept, and a wait outside Python hears no handler."""
-    here = threading.current_thread() is threading.main_thread()
-    ours = [number for number in signal.valid_signals() if here and signal.getsignal(number) is _handle]
+def default_handlers() -> Iterator[None]:
+    """Restore the system's own handling of signals, for a wait in a C library, where no Python handler runs."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    ours = [number for number in signal.valid_signals() if in_main_thread and signal.getsignal(number) is _handle]
     for number in ours:
         signal.signal(number, signal.SIG_DFL)
     try:
@@ -92,8 +94,8 @@ def by_default() -> Iterator[None]:
             signal.signal(number, _handle)
 
 
-def stop_with_parent() -> None:
-    """Ask the system to send TERM to this process when the one that started it dies; Linux alone can."""
+def terminate_with_parent() -> None:
+    """Let the system send TERM to this process when its parent dies; Linux alone can."""
     if sys.platform != "linux":
         return
     with suppress(OSError, AttributeError):  # another C library
@@ -102,71 +104,71 @@ def stop_with_parent() -> None:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Let a signal wait until `check`, or the end of the body; only a second Ctrl-C waits no longer.
+    """Keep a signal pending until `raise_pending` or the end of the body; a second Ctrl-C raises at once.
 
     Raises:
         Stopped: at the end.
     """
-    with _waiting(True):
+    with _deferring(True):
         yield
-    check()
+    raise_pending()
 
 
 @contextmanager
-def at_once() -> Iterator[None]:
-    """Within `deferred`: let signals raise at once again, also the one that waits."""
-    with _waiting(False):
-        check()
+def immediate() -> Iterator[None]:
+    """Within `deferred`: let signals raise at once again, a pending one included."""
+    with _deferring(False):
+        raise_pending()
         yield
 
 
-def raised() -> Stopped | None:
-    """What the newest signal has raised that did not wait; None where there was none."""
-    return _Heard.raised
+def last_raised() -> Stopped | None:
+    """The newest `Stopped` that a signal raised; None where there was none."""
+    return _State.raised
 
 
-def waiting() -> int:
-    """The number of the signal that waits; 0 where none does."""
-    return _Heard.number
+def pending() -> int:
+    """Number of the pending signal; 0 where there is none."""
+    return _State.pending
 
 
-def check() -> None:
-    """Raise the signal that waits, if one does.
-
-    Raises:
-        Stopped: one did.
-    """
-    number, _Heard.number = _Heard.number, 0
-    if number:
-        raise Stopped(number)
-
-
-def begin() -> None:
-    """Raise again what a signal has raised, where long work begins, to which a program that was stopped does not come.
-
-    Destructors and imports swallow exceptions.
+def raise_pending() -> None:
+    """Raise the pending signal, if there is one.
 
     Raises:
         Stopped: there was one.
     """
-    if _Heard.raised is not None:
-        raise _Heard.raised
+    number, _State.pending = _State.pending, 0
+    if number:
+        raise Stopped(number)
+
+
+def raise_swallowed() -> None:
+    """Raise again a `Stopped` that was swallowed, as destructors and imports do with exceptions.
+
+    Call it before long work, which a stopped program must not begin.
+
+    Raises:
+        Stopped: there was one.
+    """
+    if _State.raised is not None:
+        raise _State.raised
 
 
 @contextmanager
-def _waiting(wanted: bool) -> Iterator[None]:
-    before, _Heard.wait = _Heard.wait, wanted
+def _deferring(defer: bool) -> Iterator[None]:
+    before, _State.defer = _State.defer, defer
     try:
         yield
     finally:
-        _Heard.wait = before
+        _State.defer = before
 
 
 def _handle(number: int, _: FrameType | None) -> None:
-    impatient = number == signal.SIGINT == _Heard.number
-    if _Heard.wait and not impatient:
-        _Heard.number = _Heard.number or number
+    second_ctrl_c = number == signal.SIGINT == _State.pending
+    if _State.defer and not second_ctrl_c:
+        _State.pending = _State.pending or number
     else:
-        _Heard.number = 0
-        _Heard.raised = Stopped(number)
-        raise _Heard.raised
+        _State.pending = 0
+        _State.raised = Stopped(number)
+        raise _State.raised

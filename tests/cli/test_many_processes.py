@@ -1,5 +1,6 @@
 """Several processes that train one run together, and several runs side by side."""
 
+import json
 import os
 import signal
 import subprocess
@@ -25,6 +26,8 @@ from cli_support import (
     refused,
     signalled,
 )
+from own_images import class_folders, tiny
+from two_ranks import run_two_ranks
 
 from denetdm_cli import __version__
 from denetdm_cli.training import checkpoint
@@ -100,6 +103,53 @@ class TestRanks:
             figures(folder)[0]["losses"], figures(tmp_path / "one" / NAME / "seed0" / "train-poe")[0]["losses"]
         )
         assert len(figures(folder)) == 60
+
+    def test_the_figures_are_those_of_the_checkpoint(self, tmp_path: Path) -> None:
+        source = class_folders(tmp_path / "images", {"train": 60, "valid": 20, "test": 60}, side=32)
+        good("make-data", "folder", "--source", source, "--size", 32, "--data-root", tmp_path / "data")
+        networks = [f"model.{name}={{name: cifar_resnet, depth: 8}}" for name in ("shallow", "deep", "target")]
+        words = tiny("mine", *(w for n in networks for w in ("--set", n)), side=32, networks=())
+        # Each rank has running statistics of its own half of a batch; here those of rank 1 differ much.
+        program = """
+import os, torch
+init = torch.nn.BatchNorm2d.__init__
+if os.environ["RANK"] == "1":
+    torch.nn.BatchNorm2d.__init__ = lambda self, features: init(self, features, momentum=1.0)
+from denetdm_cli.cli.app import main
+main()
+"""
+        ranks = run_two_ranks(
+            program, ["train-poe", *map(str, words), "--data-root", str(tmp_path / "data"), "--out", "two"]
+        )
+        assert [code for code, _, _ in ranks] == [0, 0], ranks
+        stage = tmp_path / "two/mine/seed0/train-poe"
+        reported = json.loads((stage / "results.json").read_text())["rules"]["last"]["metrics"]
+        scored = json.loads(good("evaluate", stage, "--device", "cpu", "--json").out)
+        (result,) = scored["results"]
+        assert result["metrics"] == reported
+
+    def test_rank_0_alone_looks_at_the_run_folder(self, data_root: Path, tmp_path: Path) -> None:
+        # On a network file system another machine may not yet see what rank 0 wrote, or see it still.
+        words = [*map(str, options(data_root, 60)), "--out", "two"]
+        folder = tmp_path / "two" / NAME / "seed0" / "train-poe"
+        command = [sys.executable, "-m", "denetdm_cli", *words]
+        assert signalled(signal.SIGTERM, command, folder, env=SINGLE_PROCESS)[0] == 75
+        program = """
+import os
+from denetdm_cli.training.run_folder import RunFolder
+if os.environ["RANK"] != "0":
+    def blind(self, path):
+        self.path = path
+        self.config_file = self.metrics_file = self.results_file = self.resume_file = path / "not seen here"
+    RunFolder.__init__ = blind
+from denetdm_cli.cli.app import main
+main()
+"""
+        for rounds, said in ((60, "epochs "), (60, "already")):
+            ranks = run_two_ranks(program, words)
+            assert [code for code, _, _ in ranks] == [0, 0], ranks
+            assert said in ranks[0][2]
+            assert len(figures(folder)) == rounds
 
     def test_an_error_is_told_once(self, data_root: Path) -> None:
         words = [*options(data_root), "--nproc", 2, "--resume", "must"]
@@ -236,7 +286,7 @@ class TestWhatIsLost:
                 os.kill(os.getpid(), number)
                 time.sleep(0.1)
 
-        with signals.listening():
+        with signals.handlers():
             threading.Thread(target=send).start()
             with pytest.raises(signals.Stopped) as stop:
                 launch(2, [])
