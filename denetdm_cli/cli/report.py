@@ -25,15 +25,15 @@ def status(
     """Show how far runs are: state, epoch, time left, accuracy. Disturbs none of them."""
     from collections import Counter
 
-    from denetdm_cli.results import sheets, tables
+    from denetdm_cli.results import tables
 
     given = runs or [Path("runs")]
     found = _summaries(given)
     names = [tables.run_name(each.folder, given) for each in found]
     if as_json:
-        typer.echo(json.dumps({"stages": tables.status_document(found, names)}, indent=2))
+        typer.echo(json.dumps({"stages": tables.status_json(found, names)}, indent=2))
     elif found:
-        typer.echo(sheets.as_text(tables.status_sheet(found, names)), nl=False)
+        typer.echo(tables.status_table(found, names).to_text(), nl=False)
     states = Counter(each.state for each in found)
     log.info(", ".join(f"{count} {state}" for state, count in states.items()) or _nothing_in(given), always=not found)
 
@@ -50,7 +50,7 @@ def report(
 ) -> None:
     """Mean and standard deviation over seeds, beside the paper's figures."""
     from denetdm_cli.results import plots as drawing
-    from denetdm_cli.results import sheets, tables
+    from denetdm_cli.results import tables
     from denetdm_cli.results.aggregate import FinishedStage, gather
 
     if plots is not None:
@@ -67,12 +67,16 @@ def report(
     if plots is not None:
         log.info(f"pictures: {sum(1 for _ in drawing.draw(groups, plots))} files in {plots}")
     if layout == "json":
-        typer.echo(json.dumps(tables.report_document(groups, left_out), indent=2))
+        typer.echo(json.dumps(tables.report_json(groups, left_out), indent=2))
     elif layout == "csv":
-        typer.echo(sheets.as_csv(tables.CSV_COLUMNS, tables.report_rows(groups)), nl=False)
+        typer.echo(tables.to_csv(tables.CSV_COLUMNS, tables.csv_rows(groups)), nl=False)
     else:
-        render = {"table": sheets.as_text, "markdown": sheets.as_markdown, "latex": sheets.as_latex}[layout]
-        typer.echo("\n".join(map(render, tables.report_sheets(groups))), nl=False)
+        layouts = {
+            "table": tables.TextTable.to_text,
+            "markdown": tables.TextTable.to_markdown,
+            "latex": tables.TextTable.to_latex,
+        }
+        typer.echo("\n".join(map(layouts[layout], tables.report_tables(groups))), nl=False)
 
 
 def _summaries(given: list[Path]) -> list[Any]:

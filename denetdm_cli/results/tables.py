@@ -1,16 +1,22 @@
-"""Status and report of many runs: as tables for people, and as rows and JSON for programs."""
+"""Tables of the status and the report of many runs: as text, Markdown, LaTeX, CSV and JSON."""
 
+import csv
+import io
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
+
+from tabulate import LATEX_ESCAPE_RULES, tabulate
 
 from denetdm_cli.config.load import as_yaml
 from denetdm_cli.config.schema import SELECTION_RULES
 from denetdm_cli.results.aggregate import Cell, Group, Setting
 from denetdm_cli.results.records import Figure, StageSummary
-from denetdm_cli.results.sheets import Sheet
+from denetdm_cli.utils.log import shown
 from denetdm_cli.utils.text import duration
 
 CSV_COLUMNS = (
@@ -22,7 +28,73 @@ _TEST_DATA = "*"
 _DEVIATION = "In %. In parentheses the sample standard deviation (n - 1) over the seeds"
 
 
-def status_sheet(summaries: Sequence[StageSummary], names: Sequence[str]) -> Sheet:
+@dataclass(frozen=True)
+class TextTable:
+    """A table of text.
+
+    Attributes:
+        title: above the table; empty for none.
+        columns: headings.
+        rows: one cell for each column.
+        text_columns: how many of the first columns hold text, aligned left; the others hold numbers.
+        notes: below the table.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    text_columns: int
+    notes: Sequence[str] = ()
+
+    def to_text(self) -> str:
+        """Columns of a fixed width; control characters are escaped."""
+        notes = [shown(note) for note in self.notes]
+        return _paragraphs([shown(self.title)], [self._tabulate("simple", shown)], notes)
+
+    def to_markdown(self) -> str:
+        """A table of GitHub's Markdown."""
+        title = f"**{_markdown(self.title)}**" if self.title else ""
+        return _paragraphs(
+            [title], [self._tabulate("pipe", _markdown)], [f"- {_markdown(note)}" for note in self.notes]
+        )
+
+    def to_latex(self) -> str:
+        """A floating table that needs no package."""
+        caption = [rf"\caption{{{_latex(self.title)}.}}"] if self.title else []
+        notes = [rf"\par {_latex(note)}" for note in self.notes]
+        lines = [r"\begin{table}", r"\centering", *caption, self._tabulate("latex_raw", _latex), *notes, r"\end{table}"]
+        return "\n".join(lines) + "\n"
+
+    def _tabulate(self, layout: str, escape: Callable[[str], str]) -> str:
+        columns, *rows = [[escape(cell) for cell in row] for row in (self.columns, *self.rows)]
+        align = ["left" if at < self.text_columns else "right" for at in range(len(columns))]
+        return tabulate(rows, columns, tablefmt=layout, colalign=align, disable_numparse=True)
+
+
+def to_csv(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Comma-separated values, numbers in full precision."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _paragraphs(*paragraphs: Sequence[str]) -> str:
+    return "\n\n".join(filter(None, map("\n".join, paragraphs))) + "\n"
+
+
+def _markdown(text: str) -> str:
+    return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", shown(text))
+
+
+def _latex(text: str) -> str:
+    escaped = "".join(LATEX_ESCAPE_RULES.get(character, character) for character in shown(text))
+    # A hyphen before a number is a minus sign, between two numbers a dash.
+    return re.sub(r"(?<![\w.-])-(?=\d)", "$-$", re.sub(r"(?<=\d)-(?=\d)", "--", escaped))
+
+
+def status_table(summaries: Sequence[StageSummary], names: Sequence[str]) -> TextTable:
     """One row a stage; `names` are those of the runs, and what is wrong with a stage stands below."""
     rows = [
         (
@@ -38,10 +110,10 @@ def status_sheet(summaries: Sequence[StageSummary], names: Sequence[str]) -> She
     ]
     notes = [f"{each.folder}: {_one_line(each.problem)}" for each in summaries if each.problem]
     columns = ("run", "stage", "state", "epoch", "left", "written", "accuracy in %")
-    return Sheet("", columns, rows, left=len(columns), notes=notes)
+    return TextTable("", columns, rows, text_columns=len(columns), notes=notes)
 
 
-def status_document(summaries: Sequence[StageSummary], names: Sequence[str]) -> list[dict[str, Any]]:
+def status_json(summaries: Sequence[StageSummary], names: Sequence[str]) -> list[dict[str, Any]]:
     """The same for programs: times in seconds, accuracies between 0 and 1."""
     return [
         {
@@ -60,13 +132,13 @@ def status_document(summaries: Sequence[StageSummary], names: Sequence[str]) -> 
     ]
 
 
-def report_sheets(groups: Sequence[Group]) -> list[Sheet]:
+def report_tables(groups: Sequence[Group]) -> list[TextTable]:
     """One table for each data set, stage, teacher and settings; a row is a ratio, model and accuracy."""
     together = groupby(groups, key=lambda group: (group.dataset, group.stage, group.teacher, group.settings))
-    return [_report_sheet(list(alike)) for _, alike in together]
+    return [_report_table(list(alike)) for _, alike in together]
 
 
-def report_rows(groups: Sequence[Group]) -> list[tuple[object, ...]]:
+def csv_rows(groups: Sequence[Group]) -> list[tuple[object, ...]]:
     """One row a figure, as `CSV_COLUMNS` names them; what there is not is empty."""
     return [
         (
@@ -93,7 +165,7 @@ def report_rows(groups: Sequence[Group]) -> list[tuple[object, ...]]:
     ]
 
 
-def report_document(groups: Sequence[Group], left_out: Sequence[StageSummary]) -> dict[str, Any]:
+def report_json(groups: Sequence[Group], left_out: Sequence[StageSummary]) -> dict[str, Any]:
     """Everything in full precision, with the runs behind it."""
     return {
         "unit": "percent",
@@ -142,7 +214,7 @@ def _figure(cell: Cell) -> dict[str, Any]:
     }
 
 
-def _report_sheet(groups: Sequence[Group]) -> Sheet:
+def _report_table(groups: Sequence[Group]) -> TextTable:
     compared = any(cell.paper for group in groups for cell in group.cells.values())
     rows = [
         _report_row(group, predictor, metric, compared)
@@ -156,7 +228,7 @@ def _report_sheet(groups: Sequence[Group]) -> Sheet:
         columns += [f"rule {rule}", "diff."] if compared else [f"rule {rule}"]
     if compared:
         columns.append("published, other settings" if groups[0].settings else "published")
-    return Sheet(_title(groups[0]), columns, rows, left=4, notes=_notes(groups, compared))
+    return TextTable(_title(groups[0]), columns, rows, text_columns=4, notes=_notes(groups, compared))
 
 
 def _report_row(group: Group, predictor: str, metric: Figure, compared: bool) -> list[str]:

@@ -12,7 +12,7 @@ from run_folders import finished, groups_of
 
 from denetdm_cli.results import plots
 from denetdm_cli.results.aggregate import Group
-from denetdm_cli.results.tables import report_sheets
+from denetdm_cli.results.tables import report_tables
 from denetdm_cli.utils.errors import CheckpointError, ConfigError
 
 
@@ -151,7 +151,7 @@ def test_a_figure_that_only_some_rules_have(tmp_path: Path) -> None:
     (axes,) = plots._by_ratio([group]).axes
     labels = [part.get_label() for part in axes.containers]
     assert labels == ["rule last", "rule paper (test data)", "DeNetDM, the paper"]
-    (sheet,) = report_sheets([group])
+    (sheet,) = report_tables([group])
     assert sheet.rows[0][5:9] == ["50.00", "-35.22", "-", "-"]
 
 

@@ -5,26 +5,26 @@ import re
 
 import pytest
 
-from denetdm_cli.results.sheets import Sheet, as_csv, as_latex, as_markdown, as_text
+from denetdm_cli.results.tables import TextTable, to_csv
 
-SHEET = Sheet(
+TABLE = TextTable(
     "my_data & more",
     ("model", "seeds", "rule last", "diff."),
     [("shallow", "0-4", "85.22 (0.76)", "-0.38"), ("model.deep=3 | 50 %", "0", "7.00", "+1.50")],
-    left=2,
+    text_columns=2,
     notes=("* 100 % of x_y",),
 )
 
 
 def test_text_has_columns() -> None:
-    lines = as_text(SHEET).splitlines()
+    lines = TABLE.to_text().splitlines()
     assert lines == [
         "my_data & more",
         "",
-        "model                seeds     rule last  diff.",
-        "-----------------------------------------------",
-        "shallow              0-4    85.22 (0.76)  -0.38",
-        "model.deep=3 | 50 %  0              7.00  +1.50",
+        "model                seeds       rule last    diff.",
+        "-------------------  -------  ------------  -------",
+        "shallow              0-4      85.22 (0.76)    -0.38",
+        "model.deep=3 | 50 %  0                7.00    +1.50",
         "",
         "* 100 % of x_y",
     ]
@@ -32,7 +32,7 @@ def test_text_has_columns() -> None:
 
 def test_text_is_whole_and_plain() -> None:
     long = "x" * 300
-    text = as_text(Sheet("", ("a", "b"), [(long, "\x1b[31mred\n"), ("画像", "c")], left=2, notes=("\t",)))
+    text = TextTable("", ("a", "b"), [(long, "\x1b[31mred\n"), ("画像", "c")], text_columns=2, notes=("\t",)).to_text()
     assert long in text
     assert not re.search(r"[\x00-\x09\x0b-\x1f]", text)
     lines = text.splitlines()
@@ -41,11 +41,11 @@ def test_text_is_whole_and_plain() -> None:
 
 
 def test_markdown() -> None:
-    assert as_markdown(SHEET).splitlines() == [
+    assert re.sub(" +", " ", re.sub("-+", "-", TABLE.to_markdown())).splitlines() == [
         r"**my\_data & more**",
         "",
         "| model | seeds | rule last | diff. |",
-        "| --- | --- | ---: | ---: |",
+        "|:-|:-|-:|-:|",
         "| shallow | 0-4 | 85.22 (0.76) | -0.38 |",
         r"| model.deep=3 \| 50 % | 0 | 7.00 | +1.50 |",
         "",
@@ -54,7 +54,7 @@ def test_markdown() -> None:
 
 
 def test_latex() -> None:
-    lines = [line.strip() for line in as_latex(SHEET).splitlines()]
+    lines = [" ".join(line.split()) for line in TABLE.to_latex().splitlines()]
     assert lines[0] == r"\begin{table}"
     assert lines[-1] == r"\end{table}"
     assert r"\caption{my\_data \& more.}" in lines
@@ -66,14 +66,14 @@ def test_latex() -> None:
 
 @pytest.mark.parametrize("character", list("&%$#_{}~^\\<>"))
 def test_latex_leaves_no_special_character(character: str) -> None:
-    text = as_latex(Sheet("", ("a",), [(f"x{character}y",)], left=1))
+    text = TextTable("", ("a",), [(f"x{character}y",)], text_columns=1).to_latex()
     (cell,) = re.findall(r"x(.*)y", text)
-    assert re.fullmatch(r"\\[&%$#_{}]|\\text\w+\{\}", cell)
+    assert re.fullmatch(r"\\[&%$#_{}]|\\text\w+\{\}|\\\^\{\}|\\ensuremath\{.\}", cell)
 
 
 def test_csv_is_read_back() -> None:
     rows = [("a,b", 'say "x"', 1 / 3), ("", "two\nlines", 2)]
-    text = as_csv(("one", "two", "three"), rows)
+    text = to_csv(("one", "two", "three"), rows)
     assert list(csv.reader(text.splitlines(keepends=True))) == [
         ["one", "two", "three"],
         ["a,b", 'say "x"', repr(1 / 3)],
