@@ -90,7 +90,7 @@ def validate(
     from denetdm_cli.cli.tables import show_dataset
     from denetdm_cli.config.load import load_config, preset_path
     from denetdm_cli.data.store import looks_like_dataset, open_dataset
-    from denetdm_cli.utils.temporary import scratch_folder
+    from denetdm_cli.utils.files import scratch_folder
 
     sheet = preview or Path(f"{_ARCHIVE_ENDING.sub('', data.resolve().name)}-sheet.png")
     common.require_ending(sheet, ".png", "--preview")

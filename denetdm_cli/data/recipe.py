@@ -12,7 +12,7 @@ from denetdm_cli.config.load import load_config, preset_path
 from denetdm_cli.config.schema import DatasetConfig
 from denetdm_cli.data.store import Scalar, StoredDataset, looks_like_dataset, open_dataset, require_groups
 from denetdm_cli.utils.errors import DataError
-from denetdm_cli.utils.temporary import recover
+from denetdm_cli.utils.files import recover
 
 EVALUATION_RATIO = 0.9
 """Conflict ratio of the evaluation split of the sets of LfF: with ten bias values, all of them equally frequent."""

@@ -14,9 +14,9 @@ from denetdm_cli.hub.published import PUBLISHED, Published, named
 from denetdm_cli.hub.sources import Fetched, Job, obtain
 from denetdm_cli.utils import files
 from denetdm_cli.utils.errors import CheckpointError, ConfigError
+from denetdm_cli.utils.files import new_folder, recover, temporary
 from denetdm_cli.utils.log import shown
 from denetdm_cli.utils.progress import Reporter
-from denetdm_cli.utils.temporary import new_folder, recover, temporary
 
 RECORDS = "pretrained.json"
 """The file in the folder that remembers the digest of each model since it was first seen."""

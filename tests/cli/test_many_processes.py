@@ -109,12 +109,15 @@ class TestRanks:
         good("make-data", "folder", "--source", source, "--size", 32, "--data-root", tmp_path / "data")
         networks = [f"model.{name}={{name: cifar_resnet, depth: 8}}" for name in ("shallow", "deep", "target")]
         words = tiny("mine", *(w for n in networks for w in ("--set", n)), side=32, networks=())
-        # Each rank has running statistics of its own half of a batch; here those of rank 1 differ much.
+        # Each rank has running statistics of its own half of a batch; here those of rank 1 differ much, and it measures
+        # half of the images although there are few.
         program = """
 import os, torch
 init = torch.nn.BatchNorm2d.__init__
 if os.environ["RANK"] == "1":
     torch.nn.BatchNorm2d.__init__ = lambda self, features: init(self, features, momentum=1.0)
+from denetdm_cli.data.batches import Batches
+Batches.eval_batch_size = 10
 from denetdm_cli.cli.app import main
 main()
 """

@@ -94,12 +94,17 @@ class TestFile:
             (temporary / "below").read_text()
         assert caught.value.filename == str(tmp_path / "file")
 
-    def test_has_the_rights_that_the_umask_leaves(self, tmp_path: Path) -> None:
+    def test_has_the_rights_that_the_umask_leaves(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def set_umask(_: int) -> int:
+            raise AssertionError("another thread that makes a file meanwhile would give it all rights")
+
         before = os.umask(0o027)
         try:
-            write_text(tmp_path / "file", "")
-            with atomic_folder(tmp_path / "folder"):
-                pass
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "umask", set_umask)
+                write_text(tmp_path / "file", "")
+                with atomic_folder(tmp_path / "folder"):
+                    pass
         finally:
             os.umask(before)
         assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640

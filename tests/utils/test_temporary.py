@@ -12,15 +12,13 @@ from pathlib import Path
 import pytest
 from cli_support import child
 
-from denetdm_cli.utils import temporary as room
-from denetdm_cli.utils.files import atomic_folder
-from denetdm_cli.utils.temporary import new_file, new_folder, recover, scratch_folder, temporary
+from denetdm_cli.utils import files as room
+from denetdm_cli.utils.files import atomic_folder, new_file, new_folder, recover, scratch_folder, temporary
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from denetdm_cli.utils.files import atomic_file, atomic_folder
-from denetdm_cli.utils.temporary import scratch_folder
+from denetdm_cli.utils.files import atomic_file, atomic_folder, scratch_folder
 def die(): os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -47,7 +45,6 @@ def test_it_goes_at_the_end(
 ) -> None:
     with pytest.raises(error) if error else nullcontext(), temporary(tmp_path, "x", create) as path:
         assert path.parent == tmp_path
-        assert path.stat().st_mode & 0o077 == 0, "it is for this user alone"
         if path.is_dir():
             (path / "inside").write_text("half")
         if error is not None:
@@ -89,6 +86,7 @@ def test_what_a_killed_process_left_where_archives_are_unpacked(
     killed("with scratch_folder() as folder: (folder / 'deep').mkdir(); (folder / 'deep/file').touch(); die()")
     (left,) = tmp_path.glob("denetdm.*.*.part")
     with scratch_folder() as folder:
+        assert folder.stat().st_mode & 0o077 == 0, "TMPDIR is everybody's"
         assert names(tmp_path) == sorted(["denetdm-runs", "denetdm.part", folder.name])
     assert left != folder
     assert names(tmp_path) == ["denetdm-runs", "denetdm.part"], "only what bears the whole name is ours"

@@ -22,9 +22,9 @@ from typing import IO, NoReturn, cast
 
 from denetdm_cli.data.raw.sources import is_litter
 from denetdm_cli.utils.errors import DataError, StorageError, UserError
+from denetdm_cli.utils.files import scratch_folder
 from denetdm_cli.utils.log import shown
 from denetdm_cli.utils.progress import Reporter
-from denetdm_cli.utils.temporary import scratch_folder
 
 IMAGE_ENDINGS = frozenset(
     (

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 import numpy as np
 
 from denetdm_cli.utils.errors import DownloadError
-from denetdm_cli.utils.temporary import scratch_folder
+from denetdm_cli.utils.files import scratch_folder
 
 T = TypeVar("T")
 
