@@ -16,12 +16,12 @@ from urllib.parse import urlsplit, urlunsplit
 import requests
 from pydantic import BaseModel, ValidationError
 
-from denetdm_cli.data.importers.archives import gigabytes
 from denetdm_cli.data.raw.sources import UnusableError
 from denetdm_cli.utils.errors import StorageError
 from denetdm_cli.utils.files import naming, write_text
 from denetdm_cli.utils.log import shown
 from denetdm_cli.utils.progress import Reporter
+from denetdm_cli.utils.text import gigabytes
 
 T = TypeVar("T")
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from denetdm_cli.data.importers.archives import first_few, gigabytes
 from denetdm_cli.data.raw.sources import UnusableError, zip_members
 from denetdm_cli.hub.download import download, download_from_drive, forget, kept_bytes, shown_address
 from denetdm_cli.hub.published import DRIVE_ADDRESS, DRIVE_ID, Published
 from denetdm_cli.utils.errors import CheckpointError, DownloadError, UserError
 from denetdm_cli.utils.files import PART, naming
 from denetdm_cli.utils.progress import Reporter
+from denetdm_cli.utils.text import first_few, gigabytes
 
 _SIZE_LIMIT = 1 << 32
 _MEMBER_LIMIT = 1 << 30

@@ -12,7 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from denetdm_cli.utils.errors import CheckpointError, first_few
+from denetdm_cli.utils.errors import CheckpointError
+from denetdm_cli.utils.text import first_few
 
 _START = 512
 _LONGEST_HEADER = 100_000_000

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from denetdm_cli.config.schema import TorchvisionConfig
 from denetdm_cli.models.state_dict import COUNTER, differences, in_words, read_state_dict
-from denetdm_cli.utils.errors import CheckpointError, ConfigError, DownloadError, first_few
+from denetdm_cli.utils.errors import CheckpointError, ConfigError, DownloadError
 from denetdm_cli.utils.files import sha256
+from denetdm_cli.utils.text import first_few
 
 _CLASSES = 1000
 _SILENCE_SECONDS = 15

@@ -17,8 +17,9 @@ from denetdm_cli.config.load import from_mapping
 from denetdm_cli.config.schema import SELECTION_RULES, Config, SelectionRule
 from denetdm_cli.methods.denetdm.models import ProductOfExperts, TargetModel
 from denetdm_cli.training.optimizer import Adam
-from denetdm_cli.utils.errors import CheckpointError, ConfigError, first_few
+from denetdm_cli.utils.errors import CheckpointError, ConfigError
 from denetdm_cli.utils.files import atomic_file
+from denetdm_cli.utils.text import first_few
 
 FORMAT_VERSION = 2
 _METADATA_KEY = "denetdm"

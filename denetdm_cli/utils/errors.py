@@ -1,9 +1,6 @@
 """Errors a user can mend: what is wrong, what to do, and the exit code the program ends with."""
 
 import errno
-from collections.abc import Sequence
-
-_SHOWN = 4
 
 
 class UserError(Exception):
@@ -101,9 +98,3 @@ EXIT_STOPPED = 75
 """Stopped by a signal; the same command goes on (EX_TEMPFAIL of sysexits.h: "try again later")."""
 EXIT_INTERRUPTED = 130
 """Stopped by Ctrl-C; the same command goes on."""
-
-
-def first_few(names: Sequence[str]) -> str:
-    """The first few names for a message, and how many more there are."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

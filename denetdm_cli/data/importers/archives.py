@@ -25,6 +25,7 @@ from denetdm_cli.utils.errors import DataError, StorageError, UserError
 from denetdm_cli.utils.files import scratch_folder
 from denetdm_cli.utils.log import shown
 from denetdm_cli.utils.progress import Reporter
+from denetdm_cli.utils.text import first_few, gigabytes
 
 IMAGE_ENDINGS = frozenset(
     (
@@ -351,15 +352,3 @@ def image_files(folder: Path) -> tuple[list[Path], list[Path]]:
 def refuse(what: str, problems: Iterable[str], fix: str) -> NoReturn:
     """Raise a DataError that names the first of several problems."""
     raise DataError(f"{what}: {first_few(problems)}.", fix)
-
-
-def first_few(names: Iterable[str], count: int = 5) -> str:
-    """The first names in a list, and how many more there are."""
-    listed = [shown(name) for name in names]
-    more = f" and {len(listed) - count:,} more" if len(listed) > count else ""
-    return ", ".join(listed[:count]) + more
-
-
-def gigabytes(size: int) -> str:
-    """A number of bytes in words."""
-    return f"{size / 1e9:,.2f} GB"

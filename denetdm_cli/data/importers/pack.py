@@ -18,13 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from denetdm_cli.data.importers.archives import first_few, gigabytes, refuse
+from denetdm_cli.data.importers.archives import refuse
 from denetdm_cli.data.store import Scalar, StoredDataset
 from denetdm_cli.data.writer import SplitWriter, new_dataset, opened
 from denetdm_cli.utils.cpu import available_cpus
 from denetdm_cli.utils.errors import DataError, StorageError
 from denetdm_cli.utils.log import shown
 from denetdm_cli.utils.progress import Reporter
+from denetdm_cli.utils.text import first_few, gigabytes
 
 Fit = Literal["stretch", "crop"]
 
