@@ -6,8 +6,8 @@ from typing import Any
 
 from denetdm_cli.config.load import load_config, preset_path, to_yaml
 from denetdm_cli.config.schema import SELECTION_RULES
-from denetdm_cli.results.aggregate import FinishedStage, Group, gather
-from denetdm_cli.results.records import find_stages, summarise
+from denetdm_cli.results.aggregate import FinishedRun, SeedGroup, group_by_seed
+from denetdm_cli.results.records import find_stages, summarise_stage
 
 PREDICTORS = {"train-poe": ("shallow", "deep", "product"), "distill": ("target",)}
 
@@ -104,8 +104,8 @@ def finished(
     return folder
 
 
-def groups_of(out: Path, tell: list[str] | None = None) -> list[Group]:
-    found = [summarise(folder) for folder in find_stages(out)[0]]
-    runs = [FinishedStage(each.folder, each.results) for each in found if each.results]
+def groups_of(out: Path, tell: list[str] | None = None) -> list[SeedGroup]:
+    found = [summarise_stage(folder) for folder in find_stages(out)[0]]
+    runs = [FinishedRun(each.folder, each.results) for each in found if each.results]
     assert len(runs) == len(found)
-    return gather(runs, [].append if tell is None else tell.append)
+    return group_by_seed(runs, [].append if tell is None else tell.append)

@@ -55,14 +55,14 @@ def evaluate(
         return stored
 
     if predictions is not None:
-        common.require_csv(predictions, scoring.COLUMNS, "--predictions")
+        common.require_csv(predictions, scoring.PREDICTION_COLUMNS, "--predictions")
     paths = [scoring.find_checkpoint(run, select) for run in runs]
     scores = list(scoring.score_all(paths, resolve_device(device), open_own, data=data, part=split))
     for line in machine_details(resolve_device(device)):
         log.debug(line)
     for score in scores:
         log.debug(f"{score.path} on {score.dataset['path']}, digest {score.dataset['digest']}")
-    summary = scoring.summarise(scores)
+    summary = scoring.mean_and_std(scores)
     if predictions is not None:
         scoring.write_predictions(predictions, scores)
         log.info(f"predictions: {predictions}")

@@ -51,19 +51,19 @@ def report(
     """Mean and standard deviation over seeds, beside the paper's figures."""
     from denetdm_cli.results import plots as drawing
     from denetdm_cli.results import tables
-    from denetdm_cli.results.aggregate import FinishedStage, gather
+    from denetdm_cli.results.aggregate import FinishedRun, group_by_seed
 
     if plots is not None:
         drawing.require_matplotlib()
     found = _summaries(runs)
     left_out = [each for each in found if each.results is None]
     log.show_warnings([f"left out: {each.folder} ({each.problem or _how_far(each)})" for each in left_out])
-    finished = [FinishedStage(each.folder, each.results) for each in found if each.results is not None]
+    finished = [FinishedRun(each.folder, each.results) for each in found if each.results is not None]
     if not finished:
         raise CheckpointError(
             f"{_nothing_in(runs)} that is finished", "See how far they are with denetdm status, or name other folders."
         )
-    groups = gather(finished, log.info)
+    groups = group_by_seed(finished, log.info)
     if plots is not None:
         log.info(f"pictures: {sum(1 for _ in drawing.draw(groups, plots))} files in {plots}")
     if layout == "json":
@@ -81,7 +81,7 @@ def report(
 
 def _summaries(given: list[Path]) -> list[Any]:
     """What is found in some folders, each stage once."""
-    from denetdm_cli.results.records import find_stages, summarise
+    from denetdm_cli.results.records import find_stages, summarise_stage
 
     folders: dict[Path, Path] = {}
     for path in given:
@@ -89,7 +89,7 @@ def _summaries(given: list[Path]) -> list[Any]:
         log.show_warnings([f"cannot look into {error.filename}: {error.strerror}" for error in unread])
         for folder in found:
             folders.setdefault(folder.resolve(), folder)
-    return [summarise(folder) for folder in folders.values()]
+    return [summarise_stage(folder) for folder in folders.values()]
 
 
 def _how_far(each: Any) -> str:

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from denetdm_cli.config.load import as_yaml, leaves, load_config, preset_path
 from denetdm_cli.config.presets import preset_names
 from denetdm_cli.config.schema import PLACE, SELECTION_RULES, SelectionRule
-from denetdm_cli.results.paper import Published, published
-from denetdm_cli.results.records import FIGURES, Figure, Results, accuracy_of
+from denetdm_cli.results.paper import PaperFigure, paper_figure
+from denetdm_cli.results.records import METRIC_NAMES, MetricName, Results, accuracy_of
 from denetdm_cli.utils.errors import ConfigError
 
 _NOT_A_METHOD = (
@@ -22,14 +22,14 @@ _NOT_A_METHOD = (
 _NOT_OF_STAGE_1 = ("distill.", "model.target.")
 
 
-class FinishedStage(NamedTuple):
+class FinishedRun(NamedTuple):
     """A stage folder and its results."""
 
     folder: Path
     results: Results
 
 
-class Setting(NamedTuple):
+class ChangedSetting(NamedTuple):
     """A setting that is not the preset's; None is null, and of the preset also a key that it does not have."""
 
     key: str
@@ -42,7 +42,7 @@ class Setting(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Cell:
+class MetricSummary:
     """One figure of a group.
 
     Attributes:
@@ -56,12 +56,12 @@ class Cell:
     """
 
     predictor: str
-    metric: Figure
+    metric: MetricName
     rule: SelectionRule
     on_test_data: bool
     reported_on: str
     values: tuple[float, ...]
-    paper: Published | None
+    paper: PaperFigure | None
 
     @property
     def mean(self) -> float:
@@ -80,7 +80,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Group:
+class SeedGroup:
     """Runs of one stage that are alike in everything but the seed.
 
     Attributes:
@@ -96,8 +96,8 @@ class Group:
     ratio: float | None
     stage: str
     teacher: SelectionRule | None
-    settings: tuple[Setting, ...]
-    runs: tuple[FinishedStage, ...]
+    settings: tuple[ChangedSetting, ...]
+    runs: tuple[FinishedRun, ...]
 
     @property
     def seeds(self) -> list[int]:
@@ -105,46 +105,46 @@ class Group:
         return [run.results.seed for run in self.runs]
 
     @property
-    def reported_metric(self) -> Figure:
+    def reported_metric(self) -> MetricName:
         """What the literature reports for the data set."""
         return self.runs[0].results.reported_metric
 
     @cached_property
-    def cells(self) -> dict[tuple[str, Figure, SelectionRule], Cell]:
+    def metrics(self) -> dict[tuple[str, MetricName, SelectionRule], MetricSummary]:
         """Every figure that all runs have, by predictor, metric and rule."""
         found = {}
         for rule in SELECTION_RULES:
             kept = [run.results.rules[rule] for run in self.runs]
             for predictor in kept[0].metrics:
-                for metric in FIGURES:
+                for metric in METRIC_NAMES:
                     values = [accuracy_of(each.metrics, predictor, metric) for each in kept]
                     known = tuple(100 * value for value in values if value is not None)
                     if len(known) == len(values):
-                        found[predictor, metric, rule] = Cell(
+                        found[predictor, metric, rule] = MetricSummary(
                             predictor,
                             metric,
                             rule,
                             kept[0].selected_on_test_data,
                             kept[0].reported_on,
                             known,
-                            published(self.dataset, self.ratio, predictor, metric),
+                            paper_figure(self.dataset, self.ratio, predictor, metric),
                         )
         return found
 
     @property
     def predictors(self) -> list[str]:
         """The one to ship first."""
-        return list(dict.fromkeys(predictor for predictor, _, _ in self.cells))
+        return list(dict.fromkeys(predictor for predictor, _, _ in self.metrics))
 
     @property
-    def main_metrics(self) -> list[Figure]:
+    def main_metrics(self) -> list[MetricName]:
         """Those that tell bias from signal, after the one to report; by class alone where there are no bias labels."""
-        known = {metric for _, metric, _ in self.cells}
-        wanted: list[Figure] = ["conflicting", "aligned"] if "conflicting" in known else ["accuracy", "worst_class"]
+        known = {metric for _, metric, _ in self.metrics}
+        wanted: list[MetricName] = ["conflicting", "aligned"] if "conflicting" in known else ["accuracy", "worst_class"]
         return [metric for metric in dict.fromkeys([self.reported_metric, *wanted]) if metric in known]
 
 
-def gather(runs: Iterable[FinishedStage], tell: Callable[[str], None]) -> list[Group]:
+def group_by_seed(runs: Iterable[FinishedRun], tell: Callable[[str], None]) -> list[SeedGroup]:
     """Put together what differs in the seed alone; `tell` gets a line for each copy of a run, which counts once.
 
     Returns:
@@ -153,8 +153,8 @@ def gather(runs: Iterable[FinishedStage], tell: Callable[[str], None]) -> list[G
         ConfigError: runs that would share a mean were trained or judged on different data, picked by different
             selection rules, or are different runs of one seed; names them.
     """
-    together: dict[tuple[Any, ...], list[FinishedStage]] = {}
-    settings: dict[tuple[Any, ...], tuple[Setting, ...]] = {}
+    together: dict[tuple[Any, ...], list[FinishedRun]] = {}
+    settings: dict[tuple[Any, ...], tuple[ChangedSetting, ...]] = {}
     for run in runs:
         dataset = run.results.config["dataset"]
         differing = _settings(run.results)
@@ -167,7 +167,7 @@ def gather(runs: Iterable[FinishedStage], tell: Callable[[str], None]) -> list[G
         _require_same_data(alike)
         _require_same_selection(alike)
         distinct = _by_seed(alike, tell)
-        groups.append(Group(*key[:4], settings=settings[key], runs=tuple(distinct)))
+        groups.append(SeedGroup(*key[:4], settings=settings[key], runs=tuple(distinct)))
     return sorted(groups, key=_order)
 
 
@@ -179,7 +179,7 @@ def _dataset_name(dataset: dict[str, Any]) -> str:
     return f"{dataset['name']}{kind}"
 
 
-def _settings(results: Results) -> tuple[Setting, ...]:
+def _settings(results: Results) -> tuple[ChangedSetting, ...]:
     """What of a run's configuration is not as in the preset; keys that its version did not have yet are as there."""
     preset = _preset(results.config["dataset"]["name"])
     left_out = _NOT_OF_STAGE_1 if results.stage == "train-poe" else ()
@@ -190,7 +190,7 @@ def _settings(results: Results) -> tuple[Setting, ...]:
         if key.endswith(".weights") and value not in (None, "imagenet"):
             started = results.start_weights.get(key.split(".")[1], {})
             value = " ".join([Path(str(value)).name, started.get("sha256", "")[:12]]).strip()
-        found.append(Setting(key, value, preset.get(key)))
+        found.append(ChangedSetting(key, value, preset.get(key)))
     return tuple(sorted(found, key=lambda setting: setting.key))
 
 
@@ -201,7 +201,7 @@ def _preset(name: str) -> dict[str, object]:
     return dict(leaves(preset.model_dump(mode="json")))
 
 
-def _require_same_data(runs: Sequence[FinishedStage]) -> None:
+def _require_same_data(runs: Sequence[FinishedRun]) -> None:
     by_digest: dict[tuple[str, str], list[str]] = {}
     for run in runs:
         data = run.results.dataset
@@ -217,7 +217,7 @@ def _require_same_data(runs: Sequence[FinishedStage]) -> None:
         )
 
 
-def _require_same_selection(runs: Sequence[FinishedStage]) -> None:
+def _require_same_selection(runs: Sequence[FinishedRun]) -> None:
     for rule in SELECTION_RULES:
         by_way: dict[str, list[str]] = {}
         for run in runs:
@@ -232,13 +232,13 @@ def _require_same_selection(runs: Sequence[FinishedStage]) -> None:
             )
 
 
-def _by_seed(runs: Sequence[FinishedStage], tell: Callable[[str], None]) -> list[FinishedStage]:
+def _by_seed(runs: Sequence[FinishedRun], tell: Callable[[str], None]) -> list[FinishedRun]:
     """One run a seed.
 
     Raises:
         ConfigError: two of one seed differ in their results.
     """
-    found: dict[int, FinishedStage] = {}
+    found: dict[int, FinishedRun] = {}
     for run in runs:
         first = found.setdefault(run.results.seed, run)
         if first is run:
@@ -253,7 +253,7 @@ def _by_seed(runs: Sequence[FinishedStage], tell: Callable[[str], None]) -> list
     return [found[seed] for seed in sorted(found)]
 
 
-def _order(group: Group) -> tuple[Any, ...]:
+def _order(group: SeedGroup) -> tuple[Any, ...]:
     settings = len(group.settings), repr(group.settings)
     teacher = SELECTION_RULES.index(group.teacher) if group.teacher else 0
     return group.dataset, group.stage != "distill", *settings, teacher, group.ratio or 0

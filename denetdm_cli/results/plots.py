@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from denetdm_cli.config.schema import SELECTION_RULES, SelectionRule
-from denetdm_cli.results import records as summaries
-from denetdm_cli.results.aggregate import Cell, FinishedStage, Group
+from denetdm_cli.results.aggregate import FinishedRun, MetricSummary, SeedGroup
 from denetdm_cli.results.paper import RATIOS, TABLE_1
-from denetdm_cli.results.records import EpochRecord, accuracy_of, records_of
+from denetdm_cli.results.records import EpochRecord, MetricName, accuracy_of, records_of
 from denetdm_cli.utils.errors import CheckpointError, ConfigError
 from denetdm_cli.utils.files import atomic_file
 from denetdm_cli.utils.log import shown
@@ -61,7 +60,7 @@ def require_matplotlib() -> None:
         ) from None
 
 
-def draw(groups: Sequence[Group], folder: Path) -> Iterator[Path]:
+def draw(groups: Sequence[SeedGroup], folder: Path) -> Iterator[Path]:
     """Draw every picture there is something for, and yield its files.
 
     Accuracy by epoch and group matrix of every group, and accuracy by conflict ratio of those that differ in it alone.
@@ -98,7 +97,7 @@ def _save(figure: "Figure", folder: Path, name: str) -> Iterator[Path]:
         yield path
 
 
-def _by_epoch(group: Group) -> "Figure":
+def _by_epoch(group: SeedGroup) -> "Figure":
     """Mean over the seeds and the band from the lowest to the highest, a panel for each accuracy."""
     from matplotlib.figure import Figure
 
@@ -125,7 +124,7 @@ def _by_epoch(group: Group) -> "Figure":
     return figure
 
 
-def _records(run: FinishedStage) -> list[EpochRecord]:
+def _records(run: FinishedRun) -> list[EpochRecord]:
     """Every epoch of a run.
 
     Raises:
@@ -142,12 +141,12 @@ def _records(run: FinishedStage) -> list[EpochRecord]:
     return records
 
 
-def _series(records: Iterable[EpochRecord], predictor: str, metric: summaries.Figure) -> list[float]:
+def _series(records: Iterable[EpochRecord], predictor: str, metric: MetricName) -> list[float]:
     values = [accuracy_of(record.evaluation, predictor, metric) for record in records]
     return [float("nan") if value is None else 100 * value for value in values]
 
 
-def _by_ratio(groups: Sequence[Group]) -> "Figure":
+def _by_ratio(groups: Sequence[SeedGroup]) -> "Figure":
     """The reported accuracy of the target model, mean and deviation, beside the paper's."""
     from matplotlib.figure import Figure
 
@@ -157,13 +156,19 @@ def _by_ratio(groups: Sequence[Group]) -> "Figure":
     axes = figure.subplots()
     _draw_others(axes, groups[0].dataset, metric, ratios)
     for at, rule in enumerate(SELECTION_RULES):
-        cells = [(ratios.index(group.ratio or 0), _reported(group, rule)) for group in groups]
+        summaries = [(ratios.index(group.ratio or 0), _reported(group, rule)) for group in groups]
         color, marker = _MARKERS[rule]
-        label = f"rule {rule}" + (" (test data)" if any(cell and cell.on_test_data for _, cell in cells) else "")
-        points = [(place + 0.12 * (at - 1.5), cell.mean, cell.std) for place, cell in cells if cell]
+        label = f"rule {rule}" + (
+            " (test data)" if any(summary and summary.on_test_data for _, summary in summaries) else ""
+        )
+        points = [(place + 0.12 * (at - 1.5), summary.mean, summary.std) for place, summary in summaries if summary]
         _draw_points(axes, points, color, marker, label)
     published = [(ratios.index(group.ratio or 0), _reported(group, "last")) for group in groups]
-    points = [(place + 0.18, cell.paper.mean, cell.paper.std) for place, cell in published if cell and cell.paper]
+    points = [
+        (place + 0.18, summary.paper.mean, summary.paper.std)
+        for place, summary in published
+        if summary and summary.paper
+    ]
     _draw_points(axes, points, _BLACK, "D", "DeNetDM, the paper")
     axes.set_xticks(range(len(ratios)), [f"{100 * ratio:g}" for ratio in ratios])
     axes.set_xlim(-0.5, len(ratios) - 0.5)
@@ -174,9 +179,9 @@ def _by_ratio(groups: Sequence[Group]) -> "Figure":
     return figure
 
 
-def _reported(group: Group, rule: SelectionRule) -> Cell | None:
+def _reported(group: SeedGroup, rule: SelectionRule) -> MetricSummary | None:
     """The figure of the target model that the literature reports; None for stage 1."""
-    return group.cells.get(("target", group.reported_metric, rule))
+    return group.metrics.get(("target", group.reported_metric, rule))
 
 
 def _draw_points(
@@ -205,7 +210,7 @@ def _draw_others(axes: "Axes", dataset: str, metric: str, ratios: Sequence[float
             label = "_"
 
 
-def _group_matrix(group: Group, predictor: str) -> "Figure | None":
+def _group_matrix(group: SeedGroup, predictor: str) -> "Figure | None":
     """Accuracy of every (target, bias) group, mean over the seeds; None where there are no bias labels."""
     from matplotlib.figure import Figure
 
@@ -240,14 +245,14 @@ def _axis(metric: str) -> str:
     return f"{metric.replace('_', ' ')}{'' if metric == 'accuracy' else ' accuracy'} (%)"
 
 
-def _over(groups: Sequence[Group], what: str) -> str:
+def _over(groups: Sequence[SeedGroup], what: str) -> str:
     """What is shown of how many seeds; of one there is nothing but its figure."""
     counts = sorted({len(group.runs) for group in groups})
     several = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     return "1 seed" if counts[-1] == 1 else f"{what} of {several} seeds"
 
 
-def _title(group: Group, what: str, *, ratio: bool = True) -> str:
+def _title(group: SeedGroup, what: str, *, ratio: bool = True) -> str:
     name = f"{group.dataset}, stage {2 if group.stage == 'distill' else 1}"
     if ratio and group.ratio is not None:
         name += f", {100 * group.ratio:g} % conflicting"
@@ -257,7 +262,7 @@ def _title(group: Group, what: str, *, ratio: bool = True) -> str:
     return "\n".join([*textwrap.wrap(shown(name), 52), what, *textwrap.wrap(shown(settings), 52)])
 
 
-def _name(group: Group, *, ratio: bool = True) -> str:
+def _name(group: SeedGroup, *, ratio: bool = True) -> str:
     """Of the files of a group; equal groups have equal names, whatever else is drawn."""
     parts = [group.dataset]
     if ratio and group.ratio is not None:

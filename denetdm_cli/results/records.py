@@ -19,8 +19,8 @@ from denetdm_cli.utils.files import is_held
 State = Literal["running", "stopped", "done", "failed"]
 """`stopped`: can go on with --resume; `failed`: cannot."""
 
-Figure = Literal["unbiased", "accuracy", "aligned", "conflicting", "worst_group", "worst_class"]
-FIGURES: tuple[Figure, ...] = get_args(Figure)
+MetricName = Literal["unbiased", "accuracy", "aligned", "conflicting", "worst_group", "worst_class"]
+METRIC_NAMES: tuple[MetricName, ...] = get_args(MetricName)
 Share = Annotated[float, Field(ge=0, le=1)]
 
 _STAGE_NAME = re.compile(r"train-poe|distill(-from-\w+)?")
@@ -48,7 +48,7 @@ class Metrics(_Record):
     groups: list[list[Share | None]] | None = None
 
 
-def accuracy_of(metrics: dict[str, Metrics], predictor: str, name: Figure) -> float | None:
+def accuracy_of(metrics: dict[str, Metrics], predictor: str, name: MetricName) -> float | None:
     """A figure of a predictor; None where there is none."""
     return getattr(metrics.get(predictor), name, None)
 
@@ -90,7 +90,7 @@ class Results(_Record):
     stage: Literal["train-poe", "distill"]
     seed: int = Field(ge=0)
     selection: SelectionRule
-    reported_metric: Figure
+    reported_metric: MetricName
     epochs: int = Field(ge=1)
     dataset: TrainedOn
     rules: dict[SelectionRule, Selected]
@@ -129,7 +129,7 @@ class Headline:
     """The figure that stands for a stage; `rule` is None for the newest epoch of one that is not finished."""
 
     predictor: str
-    metric: Figure
+    metric: MetricName
     value: float | None
     epoch: int
     rule: SelectionRule | None
@@ -189,7 +189,7 @@ def find_stages(given: Path) -> tuple[list[Path], list[OSError]]:
     return sorted(found, key=_order), unread
 
 
-def summarise(path: Path) -> StageSummary:
+def summarise_stage(path: Path) -> StageSummary:
     """Look at a stage folder, whatever state it is in; a process at work in it is not disturbed."""
     folder = RunFolder(path)
     held, written = False, None
@@ -279,7 +279,7 @@ def _completed(folder: RunFolder, lines: int) -> int:
     return epoch
 
 
-def _headline(metrics: dict[str, Metrics], metric: Figure, epoch: int, rule: SelectionRule | None) -> Headline:
+def _headline(metrics: dict[str, Metrics], metric: MetricName, epoch: int, rule: SelectionRule | None) -> Headline:
     predictor = next(iter(metrics))  # the first is the one to ship
     return Headline(predictor, metric, accuracy_of(metrics, predictor, metric), epoch, rule)
 
@@ -289,7 +289,7 @@ def _newest_headline(folder: RunFolder, record: EpochRecord) -> Headline | None:
     metric = _header(last).get("reported_metric") if last.exists() else None
     if metric is None:
         return None
-    if metric not in FIGURES:
+    if metric not in METRIC_NAMES:
         raise CheckpointError(f"{last} is damaged: reported_metric {metric!r} is none", "Start anew with --force.")
     return _headline(record.evaluation, metric, record.epoch, None)
 

@@ -25,7 +25,7 @@ from denetdm_cli.utils.files import atomic_file
 
 _MAY_DIFFER = ("seed", *PLACE, "dataset.", "selection", "distill.teacher")
 """Settings in which checkpoints with a common mean may differ; data, rule and teacher are compared by what was used."""
-COLUMNS = ("checkpoint", "index")
+PREDICTION_COLUMNS = ("checkpoint", "index")
 """What the first line of a CSV file of single predictions begins with."""
 
 
@@ -203,7 +203,7 @@ def _bias_names(dataset: StoredDataset, trained_on: list[str]) -> list[str]:
     return trained_on if dataset.manifest is None and len(own) == len(trained_on) else own
 
 
-def summarise(scores: Sequence[Score]) -> dict[str, dict[str, dict[str, float | None]]]:
+def mean_and_std(scores: Sequence[Score]) -> dict[str, dict[str, dict[str, float | None]]]:
     """Mean and sample standard deviation (n - 1) of every metric over several checkpoints, by predictor.
 
     Raises:
@@ -256,7 +256,7 @@ def write_predictions(path: Path, scores: Sequence[Score]) -> None:
     with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         named = any(score.files for score in scores)
-        writer.writerow([*COLUMNS, *(["file"] if named else []), "target", "bias", *columns])
+        writer.writerow([*PREDICTION_COLUMNS, *(["file"] if named else []), "target", "bias", *columns])
         for score in scores:
             found = score.predictions
             values = [part[name].tolist() for name in predictors for part in (found.predicted, found.confidence)]

@@ -14,8 +14,8 @@ from tabulate import LATEX_ESCAPE_RULES, tabulate
 
 from denetdm_cli.config.load import as_yaml
 from denetdm_cli.config.schema import SELECTION_RULES
-from denetdm_cli.results.aggregate import Cell, Group, Setting
-from denetdm_cli.results.records import Figure, StageSummary
+from denetdm_cli.results.aggregate import ChangedSetting, MetricSummary, SeedGroup
+from denetdm_cli.results.records import MetricName, StageSummary
 from denetdm_cli.utils.log import shown
 from denetdm_cli.utils.text import duration
 
@@ -132,13 +132,13 @@ def status_json(summaries: Sequence[StageSummary], names: Sequence[str]) -> list
     ]
 
 
-def report_tables(groups: Sequence[Group]) -> list[TextTable]:
+def report_tables(groups: Sequence[SeedGroup]) -> list[TextTable]:
     """One table for each data set, stage, teacher and settings; a row is a ratio, model and accuracy."""
     together = groupby(groups, key=lambda group: (group.dataset, group.stage, group.teacher, group.settings))
     return [_report_table(list(alike)) for _, alike in together]
 
 
-def csv_rows(groups: Sequence[Group]) -> list[tuple[object, ...]]:
+def csv_rows(groups: Sequence[SeedGroup]) -> list[tuple[object, ...]]:
     """One row a figure, as `CSV_COLUMNS` names them; what there is not is empty."""
     return [
         (
@@ -147,25 +147,25 @@ def csv_rows(groups: Sequence[Group]) -> list[tuple[object, ...]]:
             group.stage,
             group.teacher or "",
             "; ".join(map(_setting, group.settings)),
-            cell.predictor,
-            cell.metric,
-            cell.rule,
-            str(cell.on_test_data).lower(),
-            cell.reported_on,
-            len(cell.values),
+            summary.predictor,
+            summary.metric,
+            summary.rule,
+            str(summary.on_test_data).lower(),
+            summary.reported_on,
+            len(summary.values),
             " ".join(map(str, group.seeds)),
-            cell.mean,
-            "" if cell.std is None else cell.std,
-            "" if cell.paper is None else cell.paper.mean,
-            "" if cell.paper is None or cell.paper.std is None else cell.paper.std,
-            "" if cell.difference is None else cell.difference,
+            summary.mean,
+            "" if summary.std is None else summary.std,
+            "" if summary.paper is None else summary.paper.mean,
+            "" if summary.paper is None or summary.paper.std is None else summary.paper.std,
+            "" if summary.difference is None else summary.difference,
         )
         for group in groups
-        for cell in group.cells.values()
+        for summary in group.metrics.values()
     ]
 
 
-def report_json(groups: Sequence[Group], left_out: Sequence[StageSummary]) -> dict[str, Any]:
+def report_json(groups: Sequence[SeedGroup], left_out: Sequence[StageSummary]) -> dict[str, Any]:
     """Everything in full precision, with the runs behind it."""
     return {
         "unit": "percent",
@@ -188,7 +188,7 @@ def report_json(groups: Sequence[Group], left_out: Sequence[StageSummary]) -> di
                     }
                     for run in group.runs
                 ],
-                "figures": [_figure(cell) for cell in group.cells.values()],
+                "figures": [_figure(summary) for summary in group.metrics.values()],
             }
             for group in groups
         ],
@@ -198,30 +198,30 @@ def report_json(groups: Sequence[Group], left_out: Sequence[StageSummary]) -> di
     }
 
 
-def _figure(cell: Cell) -> dict[str, Any]:
+def _figure(summary: MetricSummary) -> dict[str, Any]:
     return {
-        "predictor": cell.predictor,
-        "metric": cell.metric,
-        "rule": cell.rule,
-        "selected_on_test_data": cell.on_test_data,
-        "reported_on": cell.reported_on,
-        "n": len(cell.values),
-        "values": list(cell.values),
-        "mean": cell.mean,
-        "std": cell.std,
-        "paper": None if cell.paper is None else cell.paper._asdict(),
-        "difference": cell.difference,
+        "predictor": summary.predictor,
+        "metric": summary.metric,
+        "rule": summary.rule,
+        "selected_on_test_data": summary.on_test_data,
+        "reported_on": summary.reported_on,
+        "n": len(summary.values),
+        "values": list(summary.values),
+        "mean": summary.mean,
+        "std": summary.std,
+        "paper": None if summary.paper is None else summary.paper._asdict(),
+        "difference": summary.difference,
     }
 
 
-def _report_table(groups: Sequence[Group]) -> TextTable:
-    compared = any(cell.paper for group in groups for cell in group.cells.values())
+def _report_table(groups: Sequence[SeedGroup]) -> TextTable:
+    compared = any(summary.paper for group in groups for summary in group.metrics.values())
     rows = [
         _report_row(group, predictor, metric, compared)
         for group in groups
         for predictor in group.predictors
         for metric in group.main_metrics
-        if (predictor, metric, "last") in group.cells
+        if (predictor, metric, "last") in group.metrics
     ]
     columns = ["conflict ratio", "model", "accuracy", "seeds", "n"]
     for rule in SELECTION_RULES:
@@ -231,7 +231,7 @@ def _report_table(groups: Sequence[Group]) -> TextTable:
     return TextTable(_title(groups[0]), columns, rows, text_columns=4, notes=_notes(groups, compared))
 
 
-def _report_row(group: Group, predictor: str, metric: Figure, compared: bool) -> list[str]:
+def _report_row(group: SeedGroup, predictor: str, metric: MetricName, compared: bool) -> list[str]:
     row = [
         "-" if group.ratio is None else f"{100 * group.ratio:g} %",
         predictor,
@@ -240,29 +240,31 @@ def _report_row(group: Group, predictor: str, metric: Figure, compared: bool) ->
         str(len(group.runs)),
     ]
     for rule in SELECTION_RULES:
-        cell = group.cells.get((predictor, metric, rule))
-        row.append("-" if cell is None else _mean(cell.mean, cell.std) + (_TEST_DATA if cell.on_test_data else ""))
+        summary = group.metrics.get((predictor, metric, rule))
+        row.append(
+            "-" if summary is None else _mean(summary.mean, summary.std) + (_TEST_DATA if summary.on_test_data else "")
+        )
         if compared:
-            row.append("-" if cell is None or cell.difference is None else f"{cell.difference:+.2f}")
+            row.append("-" if summary is None or summary.difference is None else f"{summary.difference:+.2f}")
     if compared:
-        paper = group.cells[predictor, metric, "last"].paper
+        paper = group.metrics[predictor, metric, "last"].paper
         row.append("-" if paper is None else _mean(*paper))
     return row
 
 
-def _title(group: Group) -> str:
+def _title(group: SeedGroup) -> str:
     title = f"{group.dataset}, stage 1: the branches"
     if group.stage == "distill":
         title = f"{group.dataset}, stage 2: the target model, its teacher by rule {group.teacher}"
     return title + "".join(f", {setting}" for setting in group.settings)
 
 
-def _notes(groups: Sequence[Group], compared: bool) -> list[str]:
+def _notes(groups: Sequence[SeedGroup], compared: bool) -> list[str]:
     settings = groups[0].settings
     notes = [_DEVIATION + (", of the published figures over 5; diff. is in percentage points." if compared else ".")]
-    if any(cell.on_test_data for group in groups for cell in group.cells.values()):
+    if any(summary.on_test_data for group in groups for summary in group.metrics.values()):
         notes.append(f"{_TEST_DATA} SELECTED ON TEST DATA, as by the official code.")
-    measured = {rule: cell.reported_on for group in groups for (_, _, rule), cell in group.cells.items()}
+    measured = {rule: summary.reported_on for group in groups for (_, _, rule), summary in group.metrics.items()}
     on_part = [rule for rule in SELECTION_RULES if measured.get(rule) == "test"]
     if on_part:
         others = "; the others on all of it." if len(on_part) < len(measured) else "."
@@ -275,7 +277,7 @@ def _notes(groups: Sequence[Group], compared: bool) -> list[str]:
     return notes
 
 
-def _setting(setting: Setting) -> str:
+def _setting(setting: ChangedSetting) -> str:
     return f"{setting} (preset: {'not set' if setting.preset is None else as_yaml(setting.preset)})"
 
 

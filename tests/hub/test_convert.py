@@ -20,7 +20,7 @@ from denetdm_cli.hub.convert import convert_to_official, convert_to_ours
 from denetdm_cli.hub.official import Official
 from denetdm_cli.methods.denetdm.models import ProductOfExperts, TargetModel
 from denetdm_cli.models.state_dict import read_state_dict
-from denetdm_cli.results.score import score_all, summarise
+from denetdm_cli.results.score import mean_and_std, score_all
 from denetdm_cli.training import checkpoint
 from denetdm_cli.utils.errors import CheckpointError, ConfigError
 
@@ -73,7 +73,7 @@ def test_group_accuracies_are_those_of_the_official_evaluation(tmp_path: Path, s
     trained_on = {**score.metadata["dataset"], "digest": "a" * 64}
     other = replace(score, path=tmp_path / "b.safetensors", metadata={**score.metadata, "dataset": trained_on})
     with pytest.raises(ConfigError) as refused:
-        summarise([score, other])
+        mean_and_std([score, other])
     assert refused.value.what.endswith("different training data: aaaaaaaaaaaaaaaa, unknown")
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from run_folders import finished, groups_of
 
-from denetdm_cli.results.aggregate import Setting
-from denetdm_cli.results.paper import RATIOS, TABLE_1, Published, published
+from denetdm_cli.results.aggregate import ChangedSetting
+from denetdm_cli.results.paper import RATIOS, TABLE_1, PaperFigure, paper_figure
 from denetdm_cli.utils.errors import ConfigError
 
 UNBIASED = ("target", "unbiased", "last")
@@ -21,26 +21,26 @@ class TestMeans:
             finished(tmp_path, seed, value)
         (group,) = groups_of(tmp_path)
         assert group.seeds == [0, 4, 11]
-        cell = group.cells["target", "unbiased", "valid"]
+        cell = group.metrics["target", "unbiased", "valid"]
         assert cell.values == pytest.approx((55, 51, 59))
         assert (cell.mean, cell.std) == pytest.approx((55.0, 4.0))
-        conflicting = group.cells["target", "conflicting", "paper"]
+        conflicting = group.metrics["target", "conflicting", "paper"]
         assert conflicting.std == pytest.approx(np.std([46.0, 42.0, 50.0], ddof=1))
         assert conflicting.mean == pytest.approx(46.0)
 
     def test_one_seed_has_no_deviation(self, tmp_path: Path) -> None:
         finished(tmp_path, 0, 0.5)
         (group,) = groups_of(tmp_path)
-        assert group.cells[UNBIASED].std is None
-        assert group.cells[UNBIASED].mean == pytest.approx(50.0)
+        assert group.metrics[UNBIASED].std is None
+        assert group.metrics[UNBIASED].mean == pytest.approx(50.0)
 
     def test_all_figures_of_all_predictors_and_rules(self, tmp_path: Path) -> None:
         finished(tmp_path, 0, 0.5, stage="train-poe")
         (group,) = groups_of(tmp_path)
-        assert len(group.cells) == 3 * 6 * 3
+        assert len(group.metrics) == 3 * 6 * 3
         assert group.predictors == ["shallow", "deep", "product"]
         assert group.main_metrics == ["unbiased", "conflicting", "aligned"]
-        assert group.cells["deep", "aligned", "last"].mean == pytest.approx(55.0)
+        assert group.metrics["deep", "aligned", "last"].mean == pytest.approx(55.0)
 
     def test_figures_that_there_are_not(self, tmp_path: Path) -> None:
         folder = finished(tmp_path, 0, 0.5)
@@ -52,14 +52,14 @@ class TestMeans:
         (folder / "results.json").write_text(json.dumps(document))
         (group,) = groups_of(tmp_path)
         assert group.main_metrics == ["accuracy", "worst_class"]
-        assert {metric for _, metric, _ in group.cells} == {"accuracy", "worst_class"}
+        assert {metric for _, metric, _ in group.metrics} == {"accuracy", "worst_class"}
 
     def test_which_cells_are_selected_on_test_data(self, tmp_path: Path) -> None:
         finished(tmp_path, 0, 0.5)
         finished(tmp_path, 0, 0.5, teacher="paper")
         honest, official = groups_of(tmp_path)
-        assert [cell.rule for cell in honest.cells.values() if cell.on_test_data] == ["paper"] * 6
-        assert all(cell.on_test_data for cell in official.cells.values())
+        assert [cell.rule for cell in honest.metrics.values() if cell.on_test_data] == ["paper"] * 6
+        assert all(cell.on_test_data for cell in official.metrics.values())
 
 
 class TestGroups:
@@ -85,7 +85,10 @@ class TestGroups:
         finished(tmp_path / "b", 1, 0.6, settings=("train_poe.epochs=3", "distill.w_dist=0.0"))
         preset, other = groups_of(tmp_path)
         assert (preset.settings, preset.seeds) == ((), [0])
-        assert other.settings == (Setting("distill.w_dist", 0.0, 1.0), Setting("train_poe.epochs", 3, 100))
+        assert other.settings == (
+            ChangedSetting("distill.w_dist", 0.0, 1.0),
+            ChangedSetting("train_poe.epochs", 3, 100),
+        )
         assert other.seeds == [1]
 
     def test_stage_1_does_not_depend_on_the_settings_of_stage_2(self, tmp_path: Path) -> None:
@@ -120,7 +123,7 @@ class TestGroups:
             finished(tmp_path, seed, 0.5, preset="corruptedcifar10", settings=setting, start_weights=weights)
         same, other = groups_of(tmp_path)
         assert (same.seeds, other.seeds) == ([0, 1], [2])
-        assert same.settings == (Setting("model.target.weights", f"w.pth {'1' * 12}", "imagenet"),)
+        assert same.settings == (ChangedSetting("model.target.weights", f"w.pth {'1' * 12}", "imagenet"),)
 
     def test_names_of_data_sets(self, tmp_path: Path) -> None:
         finished(tmp_path / "a", 0, 0.5, preset="corruptedcifar10", settings=("dataset.type=1",))
@@ -179,22 +182,22 @@ class TestPaper:
         finished(tmp_path, 0, 0.5, settings=("dataset.ratio=0.05",))
         finished(tmp_path, 0, 0.5, settings=("dataset.ratio=0.3",))
         one, five, thirty = groups_of(tmp_path)
-        assert one.cells[UNBIASED].paper == (85.22, 0.76)
-        assert one.cells[UNBIASED].difference == pytest.approx(50 - 85.22)
-        assert five.cells["target", "unbiased", "paper"].difference == pytest.approx(52 - 93.54)
-        assert thirty.cells[UNBIASED].paper is None
-        assert thirty.cells[UNBIASED].difference is None
-        assert one.cells["target", "worst_group", "last"].paper is None
+        assert one.metrics[UNBIASED].paper == (85.22, 0.76)
+        assert one.metrics[UNBIASED].difference == pytest.approx(50 - 85.22)
+        assert five.metrics["target", "unbiased", "paper"].difference == pytest.approx(52 - 93.54)
+        assert thirty.metrics[UNBIASED].paper is None
+        assert thirty.metrics[UNBIASED].difference is None
+        assert one.metrics["target", "worst_group", "last"].paper is None
 
     def test_its_figures(self) -> None:
-        assert published("coloredmnist", 0.005, "target", "unbiased") == Published(74.72, 0.99)
-        assert published("corruptedcifar10", 0.02, "target", "unbiased") == Published(47.35, 0.70)
-        assert published("corruptedcifar10 type 1", 0.02, "target", "unbiased") is None
-        assert published("bffhq", None, "target", "conflicting") == Published(75.7, 2.8)
-        assert published("celeba", None, "target", "worst_group") == Published(81.04)
-        assert published("coloredmnist", 0.01, "shallow", "conflicting") == Published(83.17, 0.96)
-        assert published("coloredmnist", 0.01, "deep", "aligned") == Published(99.92)
-        assert published("coloredmnist", 0.01, "shallow", "unbiased") is None
+        assert paper_figure("coloredmnist", 0.005, "target", "unbiased") == PaperFigure(74.72, 0.99)
+        assert paper_figure("corruptedcifar10", 0.02, "target", "unbiased") == PaperFigure(47.35, 0.70)
+        assert paper_figure("corruptedcifar10 type 1", 0.02, "target", "unbiased") is None
+        assert paper_figure("bffhq", None, "target", "conflicting") == PaperFigure(75.7, 2.8)
+        assert paper_figure("celeba", None, "target", "worst_group") == PaperFigure(81.04)
+        assert paper_figure("coloredmnist", 0.01, "shallow", "conflicting") == PaperFigure(83.17, 0.96)
+        assert paper_figure("coloredmnist", 0.01, "deep", "aligned") == PaperFigure(99.92)
+        assert paper_figure("coloredmnist", 0.01, "shallow", "unbiased") is None
 
     def test_table_1_is_whole(self) -> None:
         for methods in TABLE_1.values():

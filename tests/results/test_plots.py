@@ -11,13 +11,13 @@ from cli_support import child
 from run_folders import finished, groups_of
 
 from denetdm_cli.results import plots
-from denetdm_cli.results.aggregate import Group
+from denetdm_cli.results.aggregate import SeedGroup
 from denetdm_cli.results.tables import report_tables
 from denetdm_cli.utils.errors import CheckpointError, ConfigError
 
 
 @pytest.fixture
-def groups(tmp_path: Path) -> list[Group]:
+def groups(tmp_path: Path) -> list[SeedGroup]:
     """Two seeds of both stages at 1 %, one of stage 2 at 5 %."""
     runs = tmp_path / "runs"
     for seed in (0, 1):
@@ -31,7 +31,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_every_picture_as_png_and_svg(groups: list[Group], tmp_path: Path) -> None:
+def test_every_picture_as_png_and_svg(groups: list[SeedGroup], tmp_path: Path) -> None:
     written = list(plots.draw(groups, tmp_path / "deep" / "plots"))
     stems = {
         "coloredmnist-0.01-distill-epochs",
@@ -51,7 +51,7 @@ def test_every_picture_as_png_and_svg(groups: list[Group], tmp_path: Path) -> No
         assert start.startswith(b"\x89PNG" if path.suffix == ".png" else b"<?xml")
 
 
-def test_equal_figures_give_equal_bytes(groups: list[Group], tmp_path: Path) -> None:
+def test_equal_figures_give_equal_bytes(groups: list[SeedGroup], tmp_path: Path) -> None:
     for name in ("one", "two"):
         for _ in plots.draw(groups, tmp_path / name):
             pass
@@ -61,7 +61,7 @@ def test_equal_figures_give_equal_bytes(groups: list[Group], tmp_path: Path) -> 
         assert not re.search(rb"dc:date|\b20\d\d-\d\d-\d\d|Matplotlib v", content)
 
 
-def test_lines_are_means_and_bands_reach_from_the_lowest_to_the_highest(groups: list[Group]) -> None:
+def test_lines_are_means_and_bands_reach_from_the_lowest_to_the_highest(groups: list[SeedGroup]) -> None:
     figure = plots._by_epoch(groups[2])
     _, conflicting, aligned = figure.axes
     labels = [f"{metric} accuracy (%)" for metric in ("unbiased", "conflicting", "aligned")]
@@ -75,7 +75,7 @@ def test_lines_are_means_and_bands_reach_from_the_lowest_to_the_highest(groups: 
     assert {round(float(y), 6) for _, y in band.get_paths()[0].vertices} == {61, 62, 71, 72}
 
 
-def test_accuracy_by_ratio_is_beside_the_papers(groups: list[Group]) -> None:
+def test_accuracy_by_ratio_is_beside_the_papers(groups: list[SeedGroup]) -> None:
     (axes,) = plots._by_ratio(groups[:2]).axes
     assert axes.get_xlabel() == "conflict ratio of the training images (%)"
     assert axes.get_ylabel() == "unbiased accuracy (%)"
@@ -90,7 +90,7 @@ def test_accuracy_by_ratio_is_beside_the_papers(groups: list[Group]) -> None:
     assert len(others) == 5
 
 
-def test_a_group_matrix_is_the_mean_and_says_what_is_empty(groups: list[Group]) -> None:
+def test_a_group_matrix_is_the_mean_and_says_what_is_empty(groups: list[SeedGroup]) -> None:
     figure = plots._group_matrix(groups[0], "target")
     assert figure is not None
     axes, bar = figure.axes
@@ -124,7 +124,7 @@ def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
     assert figure.axes[0].get_title().splitlines()[0].startswith(r"costs $\x$ \x07, stage 2")
 
 
-def test_titles_say_the_stage_and_how_many_seeds(groups: list[Group]) -> None:
+def test_titles_say_the_stage_and_how_many_seeds(groups: list[SeedGroup]) -> None:
     two, one, branches = (plots._by_epoch(group) for group in groups)
     assert two.axes[0].get_title().splitlines() == [
         "coloredmnist, stage 2, 1 % conflicting",
@@ -135,7 +135,7 @@ def test_titles_say_the_stage_and_how_many_seeds(groups: list[Group]) -> None:
     assert [axes.get_ylabel().split()[0] for axes in two.axes] == ["unbiased", "conflicting", "aligned"]
 
 
-def test_a_file_in_the_place_of_the_folder(groups: list[Group], tmp_path: Path) -> None:
+def test_a_file_in_the_place_of_the_folder(groups: list[SeedGroup], tmp_path: Path) -> None:
     (tmp_path / "plots").touch()
     for folder in (tmp_path / "plots", tmp_path / "plots" / "new"):
         with pytest.raises(ConfigError, match="plots is no folder"):

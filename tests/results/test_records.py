@@ -12,7 +12,7 @@ from run_folders import finished, metrics
 from denetdm_cli.config.schema import Config
 from denetdm_cli.data.store import StoredDataset
 from denetdm_cli.evaluation.metrics import METRICS
-from denetdm_cli.results.records import FIGURES, Headline, find_stages, records_of, summarise
+from denetdm_cli.results.records import METRIC_NAMES, Headline, find_stages, records_of, summarise_stage
 from denetdm_cli.training import checkpoint, stages
 from denetdm_cli.training.events import EpochEvaluated, StageFinished
 from denetdm_cli.utils.errors import CheckpointError
@@ -31,19 +31,19 @@ def unfinished(tmp_path: Path, resumes_after: int | None = 2, lines: int = 3) ->
 
 
 def test_the_figures_are_those_of_the_evaluation() -> None:
-    assert FIGURES == METRICS
+    assert METRIC_NAMES == METRICS
 
 
 class TestStates:
     def test_done(self, tmp_path: Path) -> None:
-        found = summarise(finished(tmp_path, 3, 0.5, selection="paper"))
+        found = summarise_stage(finished(tmp_path, 3, 0.5, selection="paper"))
         assert (found.state, found.problem, found.epoch, found.epochs, found.seconds_left) == ("done", None, 2, 2, None)
         assert found.headline == Headline("target", "unbiased", pytest.approx(0.52), 0, "paper")
         assert found.results is not None
         assert found.results.seed == 3
 
     def test_stopped(self, tmp_path: Path) -> None:
-        found = summarise(unfinished(tmp_path))
+        found = summarise_stage(unfinished(tmp_path))
         assert (found.state, found.problem, found.epoch, found.epochs) == ("stopped", None, 2, 100)
         assert found.seconds_left == pytest.approx(98 * (2 + 4) / 2)  # the line of epoch 3 is dropped when it goes on
         assert found.headline == Headline("shallow", "unbiased", pytest.approx(0.52), 2, None)
@@ -54,38 +54,38 @@ class TestStates:
         with (folder / "metrics.jsonl").open("a") as file:
             file.write('{"epoch": 8, "eval')  # that is being written
         with folder_lock(folder):
-            found = summarise(folder)
+            found = summarise_stage(folder)
         assert (found.state, found.problem, found.epoch) == ("running", None, 7)
         assert found.seconds_left == pytest.approx(93 * 2 * (3 + 4 + 5 + 6 + 7) / 5)
         assert found.headline is not None
         assert found.headline.epoch == 7
 
     def test_what_cannot_go_on_has_failed(self, tmp_path: Path) -> None:
-        found = summarise(unfinished(tmp_path, None, 3))
+        found = summarise_stage(unfinished(tmp_path, None, 3))
         assert found.state == "failed"
         assert "--force" in str(found.problem)
         assert found.seconds_left is None
 
     @pytest.mark.parametrize("lines", [0, 1])
     def test_what_begins_anew_is_stopped(self, tmp_path: Path, lines: int) -> None:
-        found = summarise(unfinished(tmp_path, None, lines))
+        found = summarise_stage(unfinished(tmp_path, None, lines))
         assert (found.state, found.epoch, found.seconds_left, found.headline) == ("stopped", 0, None, None)
         assert "the same command begins it anew" in str(found.problem)
 
     def test_a_stage_stopped_within_its_first_epoch_has_no_figures(self, tmp_path: Path) -> None:
         folder = unfinished(tmp_path, 0, 0)
-        found = summarise(folder)
+        found = summarise_stage(folder)
         assert (found.state, found.epoch, found.seconds_left, found.headline) == ("stopped", 0, None, None)
         (folder / "last.safetensors").unlink()
         with folder_lock(folder):
-            assert summarise(folder).state == "running"
+            assert summarise_stage(folder).state == "running"
 
     def test_the_time_of_the_last_write(self, tmp_path: Path) -> None:
         folder = unfinished(tmp_path)
         for file in folder.iterdir():
             os.utime(file, (1e9, 1e9))
         os.utime(folder / "metrics.jsonl", (1e9, 2e9))
-        assert summarise(folder).written == 2e9
+        assert summarise_stage(folder).written == 2e9
 
     def test_a_training_is_seen_running_and_comes_out_the_same(
         self, tiny_config: Config, tiny_dataset: StoredDataset
@@ -94,14 +94,14 @@ class TestStates:
         events = stages.train_poe(tiny_config, tiny_dataset)
         for event in events:
             if isinstance(event, EpochEvaluated) and event.record["epoch"] == 2:
-                found = summarise(folder)
+                found = summarise_stage(folder)
                 assert (found.state, found.epoch, found.epochs, found.problem) == ("running", 2, 3, None)
                 events.close()  # type: ignore[attr-defined]
-        found = summarise(folder)
+        found = summarise_stage(folder)
         assert (found.state, found.epoch) == ("stopped", 2)
         *_, end = stages.train_poe(tiny_config, tiny_dataset)
         assert isinstance(end, StageFinished)
-        found = summarise(folder)
+        found = summarise_stage(folder)
         kept = end.results["rules"]["last"]["metrics"]
         assert (found.state, found.headline) == (
             "done",
@@ -115,7 +115,7 @@ class TestDamage:
     def test_of_results(self, tmp_path: Path, text: str) -> None:
         folder = finished(tmp_path, 0, 0.5)
         (folder / "results.json").write_text(text)
-        found = summarise(folder)
+        found = summarise_stage(folder)
         assert (found.state, found.results) == ("failed", None)
         assert str(folder / "results.json") in str(found.problem)
 
@@ -124,7 +124,7 @@ class TestDamage:
         document = json.loads((folder / "results.json").read_text())
         document["rules"]["paper"]["metrics"]["target"]["aligned"] = "good"
         (folder / "results.json").write_text(json.dumps(document))
-        assert "rules.paper.metrics.target.aligned" in str(summarise(folder).problem)
+        assert "rules.paper.metrics.target.aligned" in str(summarise_stage(folder).problem)
 
     @pytest.mark.parametrize(
         ("key", "value", "words"),
@@ -157,7 +157,7 @@ class TestDamage:
             at = at[name]
         at[last] = value
         (folder / "results.json").write_text(json.dumps(document))
-        found = summarise(folder)
+        found = summarise_stage(folder)
         if words is None:  # deep, but not too deep
             assert found.state == "done"
             return
@@ -171,20 +171,20 @@ class TestDamage:
         deep = b'{"a":' * 200_000 + b"1" + b"}" * 200_000 + b"\n"
         whole = {"metrics.jsonl": deep * 3, "last.safetensors": len(deep).to_bytes(8, "little") + deep}
         (folder / name).write_bytes(whole.get(name, deep))
-        found = summarise(folder)
+        found = summarise_stage(folder)
         assert found.state == "failed"
         assert re.search(rf"{name}(, line 1)? is damaged", str(found.problem))
 
     def test_of_the_metric_that_a_checkpoint_names(self, tmp_path: Path) -> None:
         folder = unfinished(tmp_path)
         checkpoint.save(folder / "last.safetensors", {"x": torch.zeros(3)}, {"reported_metric": "__class__"})
-        assert "reported_metric" in str(summarise(folder).problem)
+        assert "reported_metric" in str(summarise_stage(folder).problem)
 
     def test_a_configuration_of_an_older_version_hides_no_figures(self, tmp_path: Path) -> None:
         folder = unfinished(tmp_path)
         text = (folder / "config.yaml").read_text()
         (folder / "config.yaml").write_text(re.sub(r"^(checkpoint_minutes|stop_signals): .*\n", "", text, flags=re.M))
-        found = summarise(folder)
+        found = summarise_stage(folder)
         assert (found.state, found.epoch, found.epochs, found.seconds_left) == ("failed", 2, None, None)
         assert found.headline == Headline("shallow", "unbiased", pytest.approx(0.52), 2, None)
         assert "checkpoint_minutes" in str(found.problem)
@@ -194,7 +194,7 @@ class TestDamage:
         folder = unfinished(tmp_path)
         file = folder / "resume.safetensors"
         file.write_bytes(file.read_bytes()[:keep])
-        found = summarise(folder)
+        found = summarise_stage(folder)
         assert found.state == "failed"
         assert str(file) in str(found.problem)
 
@@ -209,7 +209,7 @@ class TestDamage:
     def test_of_what_the_resume_state_says(self, tmp_path: Path, metadata: dict[str, object], words: str) -> None:
         folder = unfinished(tmp_path)
         checkpoint.save(folder / "resume.safetensors", {"x": torch.zeros(3)}, metadata)
-        found = summarise(folder)
+        found = summarise_stage(folder)
         assert found.state == "failed"
         assert words in str(found.problem)
 
@@ -220,7 +220,7 @@ class TestDamage:
         first, second, *_ = file.read_text().splitlines()
         for text, number in ((f"{first}\n{line}\n", 2), (f"{line}\n{second}\n", 1), (f"{second}\n{first}\n", 1)):
             file.write_text(text)
-            found = summarise(folder)
+            found = summarise_stage(folder)
             assert found.state == "failed"
             assert f"{file}, line {number}" in str(found.problem)
 
@@ -230,23 +230,23 @@ class TestDamage:
         (folder / "config.yaml").unlink()
         if text is not None:
             (folder / "config.yaml").write_text(text)
-        assert summarise(folder).state == "failed"
-        assert str(folder / "config.yaml") in str(summarise(folder).problem)
+        assert summarise_stage(folder).state == "failed"
+        assert str(folder / "config.yaml") in str(summarise_stage(folder).problem)
         with folder_lock(folder):
-            assert summarise(folder).state == "running"
+            assert summarise_stage(folder).state == "running"
 
     def test_of_the_folder(self, tmp_path: Path) -> None:
         (tmp_path / "train-poe").write_text("a file")
         (tmp_path / "distill").mkdir()
         for name in ("train-poe", "distill", "nothing"):
-            found = summarise(tmp_path / name)
+            found = summarise_stage(tmp_path / name)
             assert found.state == "failed"
             assert str(tmp_path / name) in str(found.problem)
 
     def test_of_the_metrics_of_a_finished_run(self, tmp_path: Path) -> None:
         folder = finished(tmp_path, 0, 0.5)
         (folder / "metrics.jsonl").unlink()
-        assert summarise(folder).state == "done"
+        assert summarise_stage(folder).state == "done"
         with pytest.raises(CheckpointError, match=r"metrics\.jsonl"):
             records_of(folder)
 
