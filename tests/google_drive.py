@@ -1,11 +1,15 @@
 """Google Drive as gdown reads it, on this machine: the page of a folder, the page before a large file, the file."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from urllib.parse import parse_qsl, urlsplit
 
+import pytest
 import requests
-from loopback import Request, Site
+from loopback import Request, Site, serving
+
+from denetdm_cli.hub.published import DRIVE_ID
 
 TOO_MANY = "Too many users have viewed or downloaded this file recently. Please try accessing the file again later."
 _SEND = requests.Session.send
@@ -63,6 +67,15 @@ class GoogleDrive:
         within = {link: path for link, path in links.items() if path.rpartition("/")[0] == folder}
         shown = (f'<a href="{link}"><div>{path.rpartition("/")[2]}</div></a>' for link, path in within.items())
         return folder.rpartition("/")[2] or "DeNetDM", "".join(shown)
+
+
+@contextmanager
+def drive_serving(files: dict[str, bytes]) -> Iterator[GoogleDrive]:
+    """The authors' folder with these files, for all that this process asks of Google."""
+    with serving() as site, pytest.MonkeyPatch.context() as patch:
+        drive = GoogleDrive(DRIVE_ID, site, files)
+        patch.setattr(requests.Session, "send", lambda session, request, **more: drive.send(session, request, **more))
+        yield drive
 
 
 def _id(path: str) -> str:

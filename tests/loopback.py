@@ -1,14 +1,11 @@
-"""Stand-ins for the network: a web server on this machine, gdown, and who listens to progress."""
+"""Stand-ins for the network: a web server on this machine, and a reporter that keeps what it receives."""
 
 import re
 import threading
 import time
-from collections import namedtuple
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from typing import Any
 
 Answer = Callable[["Request"], None]
 
@@ -130,46 +127,6 @@ def silent(count: int, seconds: float, **headers: object) -> Answer:
 
 def dropped(request: Request) -> None:
     """No answer at all."""
-
-
-File = namedtuple("File", "id path local_path")
-
-
-class Drive:
-    """A stand-in for gdown: folders by path, and errors to raise before all goes well."""
-
-    class DownloadError(Exception):
-        pass
-
-    class FileURLRetrievalError(DownloadError):
-        pass
-
-    class DownloadCancelled(Exception):  # noqa: N818
-        pass
-
-    def __init__(self) -> None:
-        self.files = {"bffhq/debiased_model.th": b"model" * 1000, "read me.txt": b""}
-        self.listing_errors: list[Exception] = []
-        self.errors: list[Exception] = []
-        self.calls: list[dict[str, Any]] = []
-
-    def download_folder(self, **options: Any) -> list[File]:
-        self.calls.append(options)
-        print("Processing file", "noise on stdout")
-        if self.listing_errors:
-            raise self.listing_errors.pop(0)
-        return [File(f"id of {path}", path, f"/tmp/{path}") for path in self.files]
-
-    def download(self, **options: Any) -> str:
-        self.calls.append(options)
-        print("more noise on stdout")
-        if self.errors:
-            raise self.errors.pop(0)
-        content = self.files[options["id"].removeprefix("id of ")]
-        options["progress"](len(content) // 2, len(content))
-        Path(options["output"]).write_bytes(content)
-        options["progress"](len(content), len(content))
-        return str(options["output"])
 
 
 class Heard:

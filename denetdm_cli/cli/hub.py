@@ -58,7 +58,7 @@ def download_pretrained(
     with _report() as reporter:
         for name in wanted:
             try:
-                path = pretrained.fetch(
+                path = pretrained.get_pretrained(
                     name, folder, source=source, url=url, sha256=sha256, force=force, reporter=reporter
                 )
             except (CheckpointError, DownloadError) as error:
@@ -143,14 +143,14 @@ def predict(
 
     if csv is not None:
         common.require_csv(csv, predicting.COLUMNS, "--csv")
-    shipped = load_target_checkpoint(score.find_checkpoint(run, select), resolve_device(device))
+    target = load_target_checkpoint(score.find_checkpoint(run, select), resolve_device(device))
     with _report() as reporter:
-        found = predicting.predict_files(shipped, images, reporter)
+        found = predicting.predict_files(target, images, reporter)
         if csv is not None:
-            predicting.write_csv(csv, shipped.class_names, found)
+            predicting.write_csv(csv, target.class_names, found)
             reporter.info(f"predictions: {csv}")
         else:
-            _print_predictions(found, shipped.class_names)
+            _print_predictions(found, target.class_names)
 
 
 def _print_predictions(found: Iterator[Any], class_names: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""The published models in a folder: fetched, verified, remembered by digest and converted."""
+"""The published models in a folder: fetched, verified by digest, converted to checkpoints and recorded."""
 
 import re
 from collections.abc import Iterator
@@ -9,9 +9,8 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from denetdm_cli.hub.download import forget, shown_address
-from denetdm_cli.hub.published import PUBLISHED, Published, named
-from denetdm_cli.hub.sources import Fetched, Job, obtain
+from denetdm_cli.hub.fetch import FetchedFile, FetchRequest, fetch_file
+from denetdm_cli.hub.published import PUBLISHED, PublishedModel, named
 from denetdm_cli.utils import files
 from denetdm_cli.utils.errors import CheckpointError, ConfigError
 from denetdm_cli.utils.files import new_folder, recover, temporary
@@ -19,13 +18,13 @@ from denetdm_cli.utils.log import shown
 from denetdm_cli.utils.progress import Reporter
 
 RECORDS = "pretrained.json"
-"""The file in the folder that remembers the digest of each model since it was first seen."""
+"""The file in the folder with the digest of each model since its first download."""
 
 _DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
 
 
 class _Record(BaseModel):
-    """What is remembered of a model that was fetched: its own digest, and that of what was made of it."""
+    """The digests of a fetched model: of the authors' file and of the checkpoint made from it."""
 
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     bytes: int
@@ -44,10 +43,10 @@ class Listed:
         published: the model.
         size: of the authors' file in bytes, if it was ever fetched into this folder.
         sha256: of that file.
-        path: the converted checkpoint, if it is here; whether it is unchanged, `fetch` verifies.
+        path: the converted checkpoint, if it exists; `get_pretrained` verifies that it is unchanged.
     """
 
-    published: Published
+    published: PublishedModel
     size: int | None
     sha256: str | None
     path: Path | None
@@ -71,7 +70,7 @@ def listing(folder: Path) -> list[Listed]:
     return listed
 
 
-def fetch(
+def get_pretrained(
     name: str,
     folder: Path,
     *,
@@ -81,58 +80,58 @@ def fetch(
     force: bool = False,
     reporter: Reporter,
 ) -> Path:
-    """Have a published model in `folder`: the authors' file as NAME.th, and the checkpoint made of it.
+    """Fetch a published model into `folder`: the authors' file as NAME.th, and the checkpoint made from it.
 
-    What is here already, whole and unchanged, is not fetched again; a NAME.th put there by hand is taken. Without
-    `source` and `url`, a missing file comes from the authors' Google Drive folder.
+    Files that are in the folder, whole and unchanged, are not fetched again; a NAME.th put there by hand is used.
 
     Args:
-        name: of a model in `PUBLISHED`.
-        folder: where it goes; made if it is missing.
-        source: a local file, or a folder or zip that holds it.
-        url: an http(s) address of the file, or of a zip that holds it.
+        name: a model in `PUBLISHED`.
+        folder: the folder; made if it is missing.
+        source: as in `FetchRequest`.
+        url: as in `FetchRequest`.
         sha256: the digest that the authors' file (not a zip around it) must have.
-        force: fetch it again, and let it replace another file and another digest.
-        reporter: told how it goes.
+        force: fetch it again, and replace a file or a digest that differs.
+        reporter: receives progress.
     Returns:
         The checkpoint NAME.safetensors.
     Raises:
-        ConfigError: an unknown name, or arguments that make no sense.
-        DownloadError: it could not be fetched, or a web page came in its place.
-        CheckpointError: the source holds no such model, a digest is not as it must be, or a file here is another.
+        ConfigError: an unknown name, or arguments that contradict each other.
+        DownloadError: the download failed, or gave a web page instead.
+        CheckpointError: the source holds no such model, a digest differs, or a file here is another.
         StorageError: the disk has too little space.
     """
-    published, expected = named(name), _checked_digest(sha256)
+    expected = _checked_digest(sha256)
     _check_places(source, url)
-    given = source if url is None else shown_address(url)
-    job = Job(published, folder, reporter, None if given is None else str(given))
+    request = FetchRequest(named(name), folder, reporter, source, url)
     with files.made_folder(folder), files.folder_lock(folder) as free:
         if not free:
             raise CheckpointError(
                 f"another process is fetching models into {folder}", "Wait until it has ended, or give another folder."
             )
-        recover(folder / name)  # also where nothing is fetched below
+        recover(folder / name)  # leftovers of a killed process
         record = _read_records(folder).get(name)
-        usable = not force and _is_usable(job, record)
-        if source is None and url is None and not force and job.original.exists():
-            source = job.original
-        if usable and record is not None and source in (None, job.original) and url is None:
-            _verify_kept(job, record, expected)
-            reporter.info(f"{name}: is here already, {job.converted} (SHA-256 of the authors' file: {record.sha256})")
-            return job.converted
+        usable = not force and _is_usable(request, record)
+        if source is None and url is None and not force and request.original.exists():
+            request = replace(request, source=request.original)
+        if usable and record is not None and request.source in (None, request.original) and url is None:
+            _verify_kept(request, record, expected)
+            reporter.info(
+                f"{name}: is here already, {request.checkpoint} (SHA-256 of the authors' file: {record.sha256})"
+            )
+            return request.checkpoint
         with temporary(folder, f".{name}", new_folder) as scratch:
-            fetched = obtain(job, scratch, source=source, url=url)
-            if record is not None and source == job.original:
-                fetched = replace(fetched, source=record.source)
-            digest = _verify(fetched, expected, None if force else record)
+            file = fetch_file(request, scratch)
+            if record is not None and request.source == request.original:
+                file = replace(file, source=record.source)
+            digest = _verify(file, expected, None if force else record)
             if not force:
-                _require_no_other(job.original, digest)
+                _require_no_other(request.original, digest)
             if usable:
-                _put_back(job, fetched)
-                reporter.info(f"{name}: the same file as before, {job.converted} (SHA-256 {digest})")
+                _put_back(request, file)
+                reporter.info(f"{name}: the same file as before, {request.checkpoint} (SHA-256 {digest})")
             else:
-                _convert_and_keep(job, fetched, digest, scratch)
-    return job.converted
+                _convert_and_record(request, file, digest, scratch)
+    return request.checkpoint
 
 
 def _checked_digest(digest: str | None) -> str | None:
@@ -171,24 +170,24 @@ def _read_records(folder: Path) -> dict[str, _Record]:
         ) from None
 
 
-def _is_usable(job: Job, record: _Record | None) -> bool:
+def _is_usable(request: FetchRequest, record: _Record | None) -> bool:
     """Whether the checkpoint is here as it was made; another file in its place is not replaced."""
-    if not job.converted.exists():
+    if not request.checkpoint.exists():
         return False
-    if record is None or not job.converted.is_file():
+    if record is None or not request.checkpoint.is_file():
         raise CheckpointError(
-            f"{job.converted} exists, and was not made by this command",
+            f"{request.checkpoint} exists, and was not made by this command",
             "Move it away, give another folder, or replace it with --force.",
         )
-    _require_unchanged(job.converted, record.converted_sha256, "made")
+    _require_unchanged(request.checkpoint, record.converted_sha256, "made")
     return True
 
 
-def _verify_kept(job: Job, record: _Record, expected: str | None) -> None:
-    if job.original.exists():
-        _require_unchanged(job.original, record.sha256, "fetched")
+def _verify_kept(request: FetchRequest, record: _Record, expected: str | None) -> None:
+    if request.original.exists():
+        _require_unchanged(request.original, record.sha256, "fetched")
     if expected not in (None, record.sha256):
-        raise _not_as_asked(f"the file that {job.converted} was made of", record.sha256, expected)
+        raise _not_as_asked(f"the file that {request.checkpoint} was made of", record.sha256, expected)
 
 
 def _require_unchanged(path: Path, digest: str, when: str) -> None:
@@ -214,13 +213,13 @@ def _require_no_other(path: Path, digest: str) -> None:
         )
 
 
-def _put_back(job: Job, fetched: Fetched) -> None:
-    if not job.original.exists():
-        _keep(fetched.path, job.original)
-        job.reporter.info(f"{job.name}: {job.original} was missing, and is there again")
+def _put_back(request: FetchRequest, fetched: FetchedFile) -> None:
+    if not request.original.exists():
+        _keep(fetched.path, request.original)
+        request.reporter.info(f"{request.name}: {request.original} was missing, and is there again")
 
 
-def _verify(fetched: Fetched, expected: str | None, record: _Record | None) -> str:
+def _verify(fetched: FetchedFile, expected: str | None, record: _Record | None) -> str:
     """The digest of a file, which must be the one asked for and the one seen before."""
     digest = files.sha256(fetched.path)
     if expected not in (None, digest):
@@ -241,36 +240,38 @@ def _not_as_asked(what: str, found: str, expected: str | None) -> CheckpointErro
     )
 
 
-def _convert_and_keep(job: Job, fetched: Fetched, digest: str, scratch: Path) -> None:
+def _convert_and_record(request: FetchRequest, fetched: FetchedFile, digest: str, scratch: Path) -> None:
     from denetdm_cli.hub.convert import convert_to_ours  # imports PyTorch, which takes seconds
 
     size = fetched.path.stat().st_size
-    converted = scratch / job.converted.name
+    converted = scratch / request.checkpoint.name
     origin: dict[str, str | int | None] = {
-        "published_as": job.name,
+        "published_as": request.name,
         "fetched_from": fetched.source,
         "sha256": digest,
         "bytes": size,
     }
-    job.reporter.info(f"{job.name}: converting {fetched.shown}")
+    request.reporter.info(f"{request.name}: converting {fetched.shown}")
     with _named_as_given(fetched):
         official = convert_to_ours(fetched.path, converted, origin=origin)
-    published = job.published
+    published = request.published
     if (official.dataset, official.stage) != (published.dataset, published.stage):
         raise CheckpointError(
             f"{fetched.shown} is a model of {official.dataset}, {official.stage}, not of {published.dataset}, "
             f"{published.stage}",
-            job.by_hand,
+            request.remedy,
         )
     record = _Record(sha256=digest, bytes=size, source=fetched.source, converted_sha256=files.sha256(converted))
-    records = {**_read_records(job.folder), job.name: record}
+    records = {**_read_records(request.folder), request.name: record}
     # In this order, where nothing is replaced, a process that is killed in between is followed by one that goes on
     # without a question; where --force replaces, what is half replaced is refused, and the same command goes on.
-    _keep(fetched.path, job.original)
-    files.write_text(job.folder / RECORDS, _RECORDS.dump_json(records, indent=2).decode() + "\n")
-    _keep(converted, job.converted)
-    forget(job.part)
-    job.reporter.info(f"{job.name}: {job.converted}, from {fetched.shown} ({size:,} bytes, SHA-256 {digest})")
+    _keep(fetched.path, request.original)
+    files.write_text(request.folder / RECORDS, _RECORDS.dump_json(records, indent=2).decode() + "\n")
+    _keep(converted, request.checkpoint)
+    request.discard_transfers()
+    request.reporter.info(
+        f"{request.name}: {request.checkpoint}, from {fetched.shown} ({size:,} bytes, SHA-256 {digest})"
+    )
 
 
 def _keep(path: Path, destination: Path) -> None:
@@ -279,7 +280,7 @@ def _keep(path: Path, destination: Path) -> None:
 
 
 @contextmanager
-def _named_as_given(fetched: Fetched) -> Iterator[None]:
+def _named_as_given(fetched: FetchedFile) -> Iterator[None]:
     """Let an error name the file that the user knows, not its temporary copy."""
     try:
         yield

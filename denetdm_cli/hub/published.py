@@ -10,7 +10,7 @@ DRIVE_ADDRESS = f"https://drive.google.com/drive/folders/{DRIVE_ID}"
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedModel:
     """A model in the authors' folder.
 
     Attributes:
@@ -42,7 +42,7 @@ _UNKNOWN_SEED = "mean of 5 seeds in the paper; of which seed the file is, is not
 _UNBIASED = "unbiased test accuracy on {} at 1 % conflicting"
 
 PUBLISHED = tuple(
-    Published(name, f"{folder}/debiased_model.th", name, "distill", accuracy, metric, note)
+    PublishedModel(name, f"{folder}/debiased_model.th", name, "distill", accuracy, metric, note)
     for name, folder, accuracy, metric, note in (
         ("coloredmnist", "colored_mnist", 85.22, _UNBIASED.format("Colored MNIST"), _UNKNOWN_RATIO),
         ("corruptedcifar10", "corrupted_cifar10", 44.20, _UNBIASED.format("Corrupted CIFAR-10"), _UNKNOWN_RATIO),
@@ -51,7 +51,7 @@ PUBLISHED = tuple(
 )
 
 
-def named(name: str) -> Published:
+def named(name: str) -> PublishedModel:
     """A published model by its name.
 
     Raises:

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import random
 import shlex
 import socket
 import zipfile
@@ -18,9 +19,8 @@ from loopback import Site, cut, dropped, endless, status
 from official_reference import Reference
 
 from denetdm_cli.cli import progress
-from denetdm_cli.hub import download
-from denetdm_cli.hub import sources as published
-from denetdm_cli.hub.sources import DRIVE_ADDRESS
+from denetdm_cli.hub import download, fetch
+from denetdm_cli.hub.published import DRIVE_ADDRESS
 from denetdm_cli.training import checkpoint
 
 PATH = "colored_mnist/debiased_model.th"
@@ -50,6 +50,7 @@ def digest(model: bytes) -> str:
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(random, "uniform", lambda low, high: 0.0)  # the pauses of gdown
 
 
 def file(path: str, content: bytes) -> Path:
@@ -63,6 +64,12 @@ def zipped(path: str, members: dict[str, bytes]) -> Path:
         for name, content in members.items():
             archive.writestr(name, content)
     return Path(path)
+
+
+def part() -> Path:
+    """What is kept of a broken transfer."""
+    (found,) = HERE.glob("coloredmnist.th.download-*.part")
+    return found
 
 
 class TestList:
@@ -109,11 +116,10 @@ class TestSources:
         refused(3, call(*again[1:]), "DIR")  # which is not there
 
     def test_an_address_that_goes_on_where_it_broke_off(self, site: Site, model: bytes) -> None:
-        site.answers = [cut(500_000), *[dropped] * 3]
+        site.answers = [cut(600_000), *[dropped] * 3]
         outcome = call(*FETCH, "--url", f"{site.address}/a.th")
-        refused(5, outcome, f"{site.address}/a.th", "--from FILE", "the same command goes on from there")
-        assert outcome.err.count("trying again") == 3
-        kept = (HERE / "coloredmnist.th.part").stat().st_size
+        refused(5, outcome, f"{site.address}/a.th", "--from FILE", "the same command resumes there")
+        kept = part().stat().st_size
         good(*FETCH, "--url", f"{site.address}/a.th")
         assert site.asked[-1]["Range"] == f"bytes={kept}-"
         assert (HERE / "coloredmnist.th").read_bytes() == model
@@ -128,8 +134,8 @@ class TestSources:
             patch.setattr(progress.DataReport, "advance", stop)
             outcome = call(*FETCH, "--url", f"{site.address}/a.th")
         assert outcome.code == 130
-        kept = (HERE / "coloredmnist.th.part").stat().st_size
-        assert f"{kept:,} bytes that have arrived are kept" in outcome.err.splitlines()[-2]
+        kept = part().stat().st_size
+        assert f"{kept:,} bytes received so far are kept" in outcome.err.splitlines()[-2]
         assert outcome.err.splitlines()[-1] == "stopped; nothing is half-written"
         good(*FETCH, "--url", f"{site.address}/a.th")
         assert site.asked[-1]["Range"] == f"bytes={kept}-"
@@ -212,17 +218,16 @@ class TestBadSources:
             address = f"http://127.0.0.1:{free.getsockname()[1]}/a.th"
             outcome = call(*FETCH, "--url", address, "--folder", "made/for/it")
         refused(5, outcome, address, "refused", "--from FILE")
-        assert outcome.err.count("trying again") == 3
         assert list(Path().iterdir()) == []
 
     def test_an_address_without_the_file(self, site: Site) -> None:
         site.answers = [status(404)]
         outcome = call(*FETCH, "--url", f"{site.address}/a.th")
         refused(5, outcome, "404 Not Found")
-        assert "trying again" not in outcome.err
+        assert "retrying" not in outcome.err
 
     def test_too_much(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(published, "_SIZE_LIMIT", 1_000_000)
+        monkeypatch.setattr(fetch, "_SIZE_LIMIT", 1_000_000)
         refused(5, call(*FETCH, "--url", f"{site.address}/a.th"), "more than 0.00 GB")
         site.answers = [endless]
         refused(5, call(*FETCH, "--url", f"{site.address}/a.th"), "more than 0.00 GB")
@@ -236,8 +241,9 @@ class TestBadSources:
 
     def test_a_truncated_download(self, site: Site, model: bytes) -> None:
         site.tag = ""
-        site.answers = [cut(100_000)] * 4
+        site.answers = [cut(100_000)] * 8
         refused(5, call(*FETCH, "--url", f"{site.address}/a.th"), "IncompleteRead")
+        site.answers = []
         site.content = model[:100_000]  # broken off before the server had it
         refused(4, call(*FETCH, "--url", f"{site.address}/a.th"), "cut short or damaged")
         refused(4, call(*FETCH, "--from", file("a.th", b"")), "a.th is empty")
@@ -249,7 +255,7 @@ class TestBadSources:
         assert not Path("..", PATH).exists()
 
     def test_a_zip_that_inflates_without_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(published, "_MEMBER_LIMIT", 1_000_000)
+        monkeypatch.setattr(fetch, "_MEMBER_LIMIT", 1_000_000)
         path = zipped("a.zip", {PATH: bytes(50_000_000)})
         refused(4, call(*FETCH, "--from", path), "50,000,000 bytes, at most 1,000,000")
         forged = bytearray(path.read_bytes())

@@ -2,21 +2,23 @@ import hashlib
 import io
 import json
 import pickle
+import random
 import re
 import shutil
-import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from loopback import Drive, Heard, Site, cut, dropped, status
+from google_drive import GoogleDrive, drive_serving, too_many
+from loopback import Heard, Site, cut, dropped, status
 
 from denetdm_cli.hub import download
+from denetdm_cli.hub.fetch import FetchedFile, FetchRequest
 from denetdm_cli.hub.official import ARCHITECTURES, Dataset, Official, Stage, to_official
-from denetdm_cli.hub.pretrained import RECORDS, fetch, listing
+from denetdm_cli.hub.pretrained import RECORDS, get_pretrained, listing
 from denetdm_cli.hub.published import DRIVE_ADDRESS, PUBLISHED
-from denetdm_cli.hub.sources import Fetched, Job
 from denetdm_cli.methods.denetdm.models import ProductOfExperts, TargetModel
 from denetdm_cli.training import checkpoint
 from denetdm_cli.utils.errors import CheckpointError, ConfigError, DownloadError
@@ -61,14 +63,13 @@ def other() -> bytes:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(random, "uniform", lambda low, high: 0.0)  # the pauses of gdown
 
 
 @pytest.fixture
-def drive(monkeypatch: pytest.MonkeyPatch, model: bytes) -> Drive:
-    made = Drive()
-    made.files = {PATH: model, "bffhq/debiased_model.th": b"not asked for", "read me.txt": b""}
-    monkeypatch.setitem(sys.modules, "gdown", made)  # type: ignore[arg-type]
-    return made
+def drive(model: bytes) -> Iterator[GoogleDrive]:
+    with drive_serving({PATH: model, "bffhq/debiased_model.th": b"not asked for", "read me.txt": b""}) as made:
+        yield made
 
 
 @pytest.fixture
@@ -78,7 +79,7 @@ def folder(tmp_path: Path) -> Path:
 
 def have(folder: Path, name: str = "coloredmnist", **options: object) -> Heard:
     heard = Heard()
-    path = fetch(name, folder, reporter=heard, **options)  # type: ignore[arg-type]
+    path = get_pretrained(name, folder, reporter=heard, **options)  # type: ignore[arg-type]
     assert path == folder / f"{name}.safetensors"
     assert path.is_file()
     return heard
@@ -86,6 +87,12 @@ def have(folder: Path, name: str = "coloredmnist", **options: object) -> Heard:
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+def part(folder: Path) -> Path:
+    """What is kept of a broken transfer."""
+    (found,) = folder.glob("coloredmnist.th.download-*.part")
+    return found
 
 
 WHOLE = ["coloredmnist.safetensors", "coloredmnist.th", RECORDS]
@@ -97,7 +104,7 @@ def test_what_is_published() -> None:
     assert all("not published" in known.note and known.stage == "distill" for known in PUBLISHED)
 
 
-def test_from_the_drive(drive: Drive, folder: Path, model: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_the_drive(drive: GoogleDrive, folder: Path, model: bytes, capsys: pytest.CaptureFixture[str]) -> None:
     assert [(known.size, known.sha256, known.path) for known in listing(folder)] == [(None, None, None)] * 3
     heard = have(folder)
     assert names(folder) == WHOLE
@@ -120,28 +127,28 @@ def test_from_the_drive(drive: Drive, folder: Path, model: bytes, capsys: pytest
     assert capsys.readouterr().out == ""
 
 
-def test_what_is_here_is_not_fetched_again(drive: Drive, folder: Path, model: bytes) -> None:
+def test_what_is_here_is_not_fetched_again(drive: GoogleDrive, folder: Path, model: bytes) -> None:
     have(folder)
-    drive.calls.clear()
+    drive.site.asked.clear()
     heard = have(folder, sha256=f"SHA256:{digest(model).upper()}")
     assert "is here already" in heard.said[0]
-    assert drive.calls == []
+    assert drive.site.asked == []
     with pytest.raises(CheckpointError, match=f"SHA-256 is {digest(model)}, not {'0' * 64}"):
         have(folder, sha256="0" * 64)
     (folder / "coloredmnist.safetensors").unlink()
     have(folder)
-    assert drive.calls == [], "it is made of what is here"
+    assert drive.site.asked == [], "it is made of what is here"
     assert json.loads((folder / RECORDS).read_text())["coloredmnist"]["source"].startswith(DRIVE_ADDRESS)
     (folder / "coloredmnist.th").unlink()
     have(folder)
-    assert drive.calls == []
+    assert drive.site.asked == []
     have(folder, force=True)
-    assert len(drive.calls) == 2
+    assert drive.asked("download") == 1
     assert names(folder) == WHOLE
 
 
-def test_a_quota_is_told_with_the_way_around_it(drive: Drive, folder: Path) -> None:
-    drive.errors = [Drive.FileURLRetrievalError("Failed to retrieve file url:\n\n\tToo many users")]
+def test_a_quota_is_told_with_the_way_around_it(drive: GoogleDrive, folder: Path) -> None:
+    drive.asking = too_many
     with pytest.raises(DownloadError, match="Drive folder: Failed to retrieve file url: Too many users") as error:
         have(folder)
     assert DRIVE_ADDRESS in error.value.fix
@@ -151,21 +158,21 @@ def test_a_quota_is_told_with_the_way_around_it(drive: Drive, folder: Path) -> N
     assert not folder.exists()
 
 
-def test_a_file_put_there_by_hand_is_taken(drive: Drive, folder: Path, model: bytes) -> None:
+def test_a_file_put_there_by_hand_is_taken(drive: GoogleDrive, folder: Path, model: bytes) -> None:
     folder.mkdir()
     (folder / "coloredmnist.th").write_bytes(model)
     have(folder)
-    assert drive.calls == []
+    assert drive.site.asked == []
     assert names(folder) == WHOLE
 
 
-def test_a_drive_without_the_file(drive: Drive, folder: Path) -> None:
+def test_a_drive_without_the_file(drive: GoogleDrive, folder: Path) -> None:
     drive.files = {"models/a.th": b"", "b.txt": b""}
     with pytest.raises(DownloadError, match=f"there is no {PATH}, only b.txt, models/a.th"):
         have(folder)
 
 
-def test_a_page_in_place_of_a_model(drive: Drive, folder: Path, site: Site, tmp_path: Path) -> None:
+def test_a_page_in_place_of_a_model(drive: GoogleDrive, folder: Path, site: Site, tmp_path: Path) -> None:
     drive.files[PATH] = PAGE
     with pytest.raises(DownloadError, match=r"is a web page, not a model; it says .* too many"):
         have(folder)
@@ -226,7 +233,7 @@ def test_of_several_files_the_right_one_is_taken(folder: Path, tmp_path: Path, m
 def test_a_zip_that_is_refused(
     folder: Path, tmp_path: Path, members: dict[str, bytes], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("denetdm_cli.hub.sources._MEMBER_LIMIT", 1_000_000)
+    monkeypatch.setattr("denetdm_cli.hub.fetch._MEMBER_LIMIT", 1_000_000)
     (tmp_path / "a.zip").write_bytes(zipped(members))
     with pytest.raises(CheckpointError, match=f"^nothing was taken from {tmp_path / 'a.zip'}: .*{words}"):
         have(folder, source=tmp_path / "a.zip")
@@ -303,19 +310,19 @@ def test_from_the_address_of_a_zip(site: Site, folder: Path, model: bytes) -> No
 
 
 def test_what_arrived_is_kept_for_the_next_time(site: Site, folder: Path, model: bytes) -> None:
-    site.answers = [cut(500_000), *[dropped] * 3]
+    site.answers = [cut(600_000), *[dropped] * 3]
     with pytest.raises(DownloadError, match=r"could not be fetched from .*/x\.th: ") as error:
         have(folder, url=f"{site.address}/x.th")
-    kept = (folder / "coloredmnist.th.part").stat().st_size
-    assert f"The {kept:,} bytes that have arrived are kept in" in error.value.fix
+    kept = part(folder).stat().st_size
+    assert f"The {kept:,} bytes received so far are kept in" in error.value.fix
     have(folder, url=f"{site.address}/x.th")
     assert site.asked[-1]["Range"] == f"bytes={kept}-"
     assert (folder / "coloredmnist.th").read_bytes() == model
     assert names(folder) == WHOLE
 
 
-def test_what_arrived_is_of_no_use_once_the_model_is_here(site: Site, drive: Drive, folder: Path) -> None:
-    site.answers = [cut(500_000), *[dropped] * 3]
+def test_what_arrived_is_of_no_use_once_the_model_is_here(site: Site, drive: GoogleDrive, folder: Path) -> None:
+    site.answers = [cut(600_000), *[dropped] * 3]
     with pytest.raises(DownloadError):
         have(folder, url=f"{site.address}/x.th")
     have(folder)
@@ -330,18 +337,13 @@ def test_a_stop_keeps_what_arrived(site: Site, folder: Path) -> None:
 
     heard = Stopped()
     with pytest.raises(KeyboardInterrupt):
-        fetch("coloredmnist", folder, url=f"{site.address}/x.th", reporter=heard)
-    kept = (folder / "coloredmnist.th.part").stat().st_size
+        get_pretrained("coloredmnist", folder, url=f"{site.address}/x.th", reporter=heard)
+    kept = part(folder).stat().st_size
     assert kept > 400_000
-    assert heard.said[-1].startswith(f"coloredmnist: The {kept:,} bytes that have arrived are kept in")
+    assert heard.said[-1].startswith(f"coloredmnist: The {kept:,} bytes received so far are kept in")
     have(folder, url=f"{site.address}/x.th")
     assert "Range" in site.asked[-1]
-    site.tag = ""
-    heard = Stopped()
-    with pytest.raises(KeyboardInterrupt):
-        fetch("coloredmnist", folder, url=f"{site.address}/x.th", force=True, reporter=heard)
-    assert "kept" not in heard.said[-1]
-    assert names(folder) == WHOLE, "what cannot be gone on from is not kept"
+    assert names(folder) == WHOLE
 
 
 def test_an_address_without_the_file(site: Site, folder: Path) -> None:
@@ -378,7 +380,7 @@ def test_another_file_than_before_stops_with_both_digests(site: Site, folder: Pa
 
 
 @pytest.mark.parametrize("file", WHOLE[:2])
-def test_a_file_that_was_changed_is_not_replaced(drive: Drive, folder: Path, file: str) -> None:
+def test_a_file_that_was_changed_is_not_replaced(drive: GoogleDrive, folder: Path, file: str) -> None:
     have(folder)
     (folder / file).write_bytes(b"mine")
     with pytest.raises(CheckpointError, match=f"{file} is not the file that was (made|fetched) here: its SHA-256 is "):
@@ -427,17 +429,19 @@ def test_what_is_missing_is_put_back_from_the_recorded_file(
     assert (folder / missing).read_bytes() == whole
 
 
-def test_what_a_killed_process_left_is_removed(drive: Drive, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_killed_process_left_is_removed(
+    drive: GoogleDrive, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     left: list[Path] = []
 
-    def killed(job: Job, scratch: Path, **_: object) -> Fetched:
+    def killed(request: FetchRequest, scratch: Path, **_: object) -> FetchedFile:
         (scratch / "fetched").write_bytes(b"half")
         shutil.copytree(scratch, scratch.with_name(scratch.name.replace(PART, f"0{PART}")))
         left.append(scratch)
         raise DownloadError("killed", "")
 
     with monkeypatch.context() as patched:
-        patched.setattr("denetdm_cli.hub.pretrained.obtain", killed)
+        patched.setattr("denetdm_cli.hub.pretrained.fetch_file", killed)
         for _ in range(2):
             with pytest.raises(DownloadError):
                 have(folder)
@@ -464,12 +468,12 @@ def test_a_bad_file_of_the_users_is_named_in_the_advice(site: Site, folder: Path
         assert "secret" not in error.value.fix
 
 
-def test_a_file_of_another_origin_is_not_replaced(drive: Drive, folder: Path) -> None:
+def test_a_file_of_another_origin_is_not_replaced(drive: GoogleDrive, folder: Path) -> None:
     folder.mkdir()
     (folder / "coloredmnist.safetensors").write_bytes(b"mine")
     with pytest.raises(CheckpointError, match="exists, and was not made by this command"):
         have(folder)
-    assert drive.calls == []
+    assert drive.site.asked == []
 
 
 def test_damaged_records(folder: Path) -> None:
@@ -479,7 +483,7 @@ def test_damaged_records(folder: Path) -> None:
         listing(folder)
 
 
-def test_what_others_recorded_stays(drive: Drive, folder: Path, tmp_path: Path, model: bytes) -> None:
+def test_what_others_recorded_stays(drive: GoogleDrive, folder: Path, tmp_path: Path, model: bytes) -> None:
     have(folder)
     records = json.loads((folder / RECORDS).read_text())
     records["of a later version"] = records["coloredmnist"]
@@ -488,7 +492,7 @@ def test_what_others_recorded_stays(drive: Drive, folder: Path, tmp_path: Path, 
     assert json.loads((folder / RECORDS).read_text()).keys() == records.keys()
 
 
-def test_two_at_once(drive: Drive, folder: Path) -> None:
+def test_two_at_once(drive: GoogleDrive, folder: Path) -> None:
     folder.mkdir()
     with folder_lock(folder), pytest.raises(CheckpointError, match="another process is fetching models into"):
         have(folder)
