@@ -48,7 +48,7 @@ def make_data(
     """Make a biased data set, or import one, in the layout of LfF and DeNetDM."""
     from denetdm_cli.cli.tables import show_dataset
     from denetdm_cli.config.load import load_config, preset_path
-    from denetdm_cli.data.registry import ImportConfig
+    from denetdm_cli.data.registry import is_imported
 
     if preview is not None:
         common.require_ending(preview, ".png", "--preview")
@@ -69,7 +69,7 @@ def make_data(
         for value in (ratio if ratio else (None,))
     ]
     made = common.make_or_open(wanted, source, force, frost)
-    imported = source is not None and isinstance(wanted[0], ImportConfig)  # of what is made, the recipe says the counts
+    imported = source is not None and is_imported(wanted[0])  # of what is made, the recipe says the counts
     for stored, new in made:
         show_dataset(stored, f"{stored.path} ({'made now' if new else 'was there already'})", groups=imported)
     if preview is not None:

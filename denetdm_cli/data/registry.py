@@ -1,7 +1,7 @@
 """The data sets by name: where each lies, and how it comes to be."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +15,17 @@ from denetdm_cli.config.schema import (
     DatasetConfig,
     DfaConfig,
     FolderConfig,
+    Section,
     WaterbirdsConfig,
 )
 from denetdm_cli.data.importers.archives import unpacked
-from denetdm_cli.data.importers.bar import list_bar
+from denetdm_cli.data.importers.bar import bar_folder, list_bar
 from denetdm_cli.data.importers.bffhq import list_bffhq
-from denetdm_cli.data.importers.celeba import list_celeba
-from denetdm_cli.data.importers.dfa import list_dfa
+from denetdm_cli.data.importers.celeba import celeba_folder, list_celeba
+from denetdm_cli.data.importers.dfa import dfa_folder, list_dfa
 from denetdm_cli.data.importers.folders import list_folder
-from denetdm_cli.data.importers.pack import Listing, gap_notes, pack
+from denetdm_cli.data.importers.listing import Importer, gap_notes
+from denetdm_cli.data.importers.pack import pack
 from denetdm_cli.data.importers.waterbirds import list_waterbirds
 from denetdm_cli.data.raw.cifar10 import lazy_cifar10
 from denetdm_cli.data.raw.frost import load_textures
@@ -36,7 +38,20 @@ from denetdm_cli.utils.errors import DataError
 from denetdm_cli.utils.files import sha256
 from denetdm_cli.utils.progress import Reporter
 
-ImportConfig = BffhqConfig | BarConfig | CelebaConfig | WaterbirdsConfig | DfaConfig | FolderConfig
+IMPORTERS: Mapping[type[Section], Importer] = {
+    BarConfig: Importer(list_bar, bar_folder),
+    BffhqConfig: Importer(list_bffhq),
+    CelebaConfig: Importer(list_celeba, celeba_folder),
+    DfaConfig: Importer(list_dfa, dfa_folder),
+    FolderConfig: Importer(list_folder, lambda config: config.folder),
+    WaterbirdsConfig: Importer(list_waterbirds),
+}
+"""The imported data sets, by the class of their `dataset` section; the others are made from originals."""
+
+
+def is_imported(config: DatasetConfig) -> bool:
+    """Whether a data set is imported from files the user has, rather than made from originals."""
+    return type(config) in IMPORTERS
 
 
 class _Silent:
@@ -155,8 +170,8 @@ def _recipes(configs: Sequence[DatasetConfig], given: _Given, reporter: Reporter
     return [recipe(config) for config in configs]
 
 
-def _import_recipe(config: ImportConfig, given: _Given, reporter: Reporter) -> Recipe:
-    path = Path(config.root) / _import_folder(config)
+def _import_recipe(config: DatasetConfig, given: _Given, reporter: Reporter) -> Recipe:
+    path = Path(config.root) / IMPORTERS[type(config)].folder(config)
     settings: dict[str, Scalar] = config.model_dump(exclude={"root", "folder"})
     again = f"{command(config)} --source FOLDER_OR_ARCHIVE"
 
@@ -166,15 +181,15 @@ def _import_recipe(config: ImportConfig, given: _Given, reporter: Reporter) -> R
                 f"data set {config.name} is not in {path}, and it cannot be downloaded",
                 f"Bring the files and import them once: `{again}`.",
             )
-        listing = _listed(config, given.root())
+        listing = IMPORTERS[type(config)].list(given.root(), config)
         for note in (*listing.notes, *gap_notes(listing)):
             reporter.warn(note)
         digest = given.sha256()
         return pack(
             listing,
             path,
-            size=None if isinstance(config, DfaConfig) else config.size,
-            fit="stretch" if isinstance(config, DfaConfig) else config.fit,
+            size=getattr(config, "size", None),
+            fit=getattr(config, "fit", "stretch"),
             recipe=settings | ({"source_sha256": digest} if digest else {}),
             replace=replace,
             reporter=reporter,
@@ -183,34 +198,11 @@ def _import_recipe(config: ImportConfig, given: _Given, reporter: Reporter) -> R
     return Recipe(path, settings, make, again)
 
 
-def _import_folder(config: ImportConfig) -> str:
-    if isinstance(config, FolderConfig):
-        return config.folder
-    if isinstance(config, DfaConfig) or (isinstance(config, BarConfig) and config.ratio is not None):
-        return f"{config.name}-{config.ratio}"
-    return "celeba-subsampled" if isinstance(config, CelebaConfig) and config.subsample else config.name
-
-
-def _listed(config: ImportConfig, root: Path) -> Listing:
-    """What there is to import."""
-    if isinstance(config, FolderConfig):
-        return list_folder(root, config)
-    if isinstance(config, BffhqConfig):
-        return list_bffhq(root)
-    if isinstance(config, BarConfig):
-        return list_bar(root, config.ratio)
-    if isinstance(config, CelebaConfig):
-        return list_celeba(root, config.subsample, config.seed)
-    if isinstance(config, WaterbirdsConfig):
-        return list_waterbirds(root)
-    return list_dfa(root, config.name, config.ratio)
-
-
 def _check_given(
     given: _Given, config: DatasetConfig, dataset: StoredDataset, recipe: Recipe, reporter: Reporter
 ) -> None:
     """Of a data set that is there already: say what was not looked at, or refuse files other than it was made from."""
-    if isinstance(config, ColoredMnistConfig | CorruptedCifar10Config):
+    if not is_imported(config):
         unused = [option for option, path in (("--source", given.source), ("--frost", given.frost)) if path is not None]
         if unused:
             what = f"{' and '.join(unused)} {'was' if len(unused) == 1 else 'were'}"
@@ -219,14 +211,14 @@ def _check_given(
         _require_same_source(given, config, dataset, recipe)
 
 
-def _require_same_source(given: _Given, config: ImportConfig, dataset: StoredDataset, recipe: Recipe) -> None:
+def _require_same_source(given: _Given, config: DatasetConfig, dataset: StoredDataset, recipe: Recipe) -> None:
     """Refuse a source that is not the one an existing data set was imported from, as far as that can be told."""
     noted = dataset.manifest.recipe if dataset.manifest else {}
     digest = given.sha256()
     if digest is not None and noted.get("source_sha256") == digest:
         return  # the very archive, which need not be unpacked again
     key = "source_fingerprint"
-    listing = _listed(config, given.root())
+    listing = IMPORTERS[type(config)].list(given.root(), config)
     found = listing.fingerprint()
     if noted.get(key, found) != found:
         before = sum(len(split.target) for split in dataset.splits.values()) + int(noted.get("images_left_out") or 0)

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from denetdm_cli.data.augment import Normalisation
-from denetdm_cli.data.importers.archives import found_in, image_files, refuse
-from denetdm_cli.data.importers.pack import UnreadableError, read_image
+from denetdm_cli.data.importers.decode import UnreadableError, read_image
+from denetdm_cli.data.importers.tree import found_in, image_files, refuse
 from denetdm_cli.hub.target import Resizing, TargetCheckpoint
 from denetdm_cli.utils.cpu import available_cpus
 from denetdm_cli.utils.device import use_threads

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from denetdm_cli.config.schema import Config
-from denetdm_cli.data.importers.pack import Fit
+from denetdm_cli.data.importers.decode import Fit
 from denetdm_cli.methods.denetdm.models import TargetModel
 from denetdm_cli.training import checkpoint
 from denetdm_cli.utils.errors import CheckpointError

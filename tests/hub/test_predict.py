@@ -13,7 +13,7 @@ from PIL import Image
 from shipping import Listener, config_for, dataset_facts, save_checkpoint
 
 from denetdm_cli.config.schema import Config
-from denetdm_cli.data.importers.pack import read_image
+from denetdm_cli.data.importers.decode import read_image
 from denetdm_cli.data.store import StoredDataset
 from denetdm_cli.hub import predict as predicting
 from denetdm_cli.hub.predict import Prediction, find_images, predict_files, write_csv

@@ -1,4 +1,4 @@
-"""What a user hands over as a source of images: folders, and archives of them."""
+"""Archives of images, unpacked safely: no links, no paths outside the folder, no decompression bombs."""
 
 import bz2
 import errno
@@ -20,33 +20,12 @@ from functools import partial
 from pathlib import Path
 from typing import IO, NoReturn, cast
 
-from denetdm_cli.data.raw.sources import is_litter
+from denetdm_cli.data.importers.tree import refuse
 from denetdm_cli.utils.errors import DataError, StorageError, UserError
 from denetdm_cli.utils.files import scratch_folder
 from denetdm_cli.utils.log import shown
 from denetdm_cli.utils.progress import Reporter
-from denetdm_cli.utils.text import first_few, gigabytes
-
-IMAGE_ENDINGS = frozenset(
-    (
-        ".avif",
-        ".bmp",
-        ".gif",
-        ".jfif",
-        ".jp2",
-        ".jpeg",
-        ".jpg",
-        ".pbm",
-        ".pgm",
-        ".png",
-        ".pnm",
-        ".ppm",
-        ".tif",
-        ".tiff",
-        ".webp",
-    )
-)
-"""What the names of images end in, in lower case."""
+from denetdm_cli.utils.text import gigabytes
 
 _TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 _ENDINGS = (".zip", *_TAR_ENDINGS)
@@ -282,73 +261,3 @@ def _damage_named(source: Path) -> Iterator[None]:
         raise DataError(
             f"Archive {source} is damaged or cannot be read: {reason}.", "Get it again, or give the folder it holds."
         ) from error
-
-
-def find_tree(root: Path, fits: Callable[[Path], bool], layout: str, prefer: str = "") -> Path:
-    """The folder that has a layout: the root, or one that lies up to two levels below.
-
-    Args:
-        root: where to look.
-        fits: whether a folder has the layout.
-        layout: what is looked for, in words.
-        prefer: the name, in lower case, of the folder to take where several fit on one level.
-    Raises:
-        DataError: no folder fits, or several do.
-    """
-    if not root.is_dir():
-        state = "is a file" if root.exists() else "does not exist"
-        raise DataError(f"Source {root} {state}; expected {layout}.", "Give the folder or the archive that holds it.")
-    level = [root]
-    for _ in range(3):
-        found = [folder for folder in level if fits(folder)]
-        named = [folder for folder in found if folder.name.lower() == prefer]
-        if len(named) == 1 or len(found) == 1:
-            return (named or found)[0]
-        if found:
-            refuse(
-                f"Source {root} holds more than one {layout}",
-                (str(path) for path in found),
-                "Give the one you mean.",
-            )
-        level = [path for folder in level for path in entries(folder) if path.is_dir()]
-    raise DataError(
-        f"Source {root}: looked for {layout}, there and up to two folders below; found {found_in(root)}.",
-        "Give the folder or the archive that holds it.",
-    )
-
-
-def entries(folder: Path) -> list[Path]:
-    """What lies in a folder, by name; hidden files and those that systems leave behind are not counted."""
-    return sorted(path for path in folder.iterdir() if not is_litter(path.name))
-
-
-def found_in(folder: Path) -> str:
-    """The first names in a folder, for messages."""
-    return first_few((f"{path.name}/" if path.is_dir() else path.name) for path in entries(folder)) or "nothing"
-
-
-def image_files(folder: Path) -> tuple[list[Path], list[Path]]:
-    """All files below a folder, by path: those with the endings of images, and the others.
-
-    Links are followed, each folder once.
-    """
-    images: list[Path] = []
-    others: list[Path] = []
-    seen = set()
-    for path, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(path)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not is_litter(name))
-        for name in files:
-            if not is_litter(name):
-                file = Path(path, name)
-                (images if file.suffix.lower() in IMAGE_ENDINGS else others).append(file)
-    return sorted(images, key=Path.as_posix), sorted(others, key=Path.as_posix)
-
-
-def refuse(what: str, problems: Iterable[str], fix: str) -> NoReturn:
-    """Raise a DataError that names the first of several problems."""
-    raise DataError(f"{what}: {first_few(problems)}.", fix)

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from denetdm_cli.data.importers.archives import find_tree
-from denetdm_cli.data.importers.file_names import _align_and_conflict, _labelled
-from denetdm_cli.data.importers.pack import Listing, count_notes
+from denetdm_cli.config.schema import BffhqConfig
+from denetdm_cli.data.importers.file_names import align_and_conflict, labelled_by_name
+from denetdm_cli.data.importers.listing import Listing, count_notes
+from denetdm_cli.data.importers.tree import find_tree
 
 
-def list_bffhq(root: Path) -> Listing:
+def list_bffhq(root: Path, _: BffhqConfig) -> Listing:
     """BFFHQ in DFA's layout or in that of DeNetDM's copy; the labels are in the file names.
 
     Classes: 0 young (10 to 29 years), 1 old (40 to 59). Which gender is 0 is not published; it is that of most of the
@@ -27,9 +28,9 @@ def list_bffhq(root: Path) -> Listing:
     layout = "the layout of BFFHQ (bffhq/0.5pct/align or bffhq/train/align, bffhq/valid and bffhq/test)"
     tree = find_tree(root, lambda folder: train(folder) is not None, layout, prefer="bffhq")
     splits = {
-        "train": _align_and_conflict(train(tree) or tree, 2),
-        "valid": _labelled(tree / "valid", 2),
-        "test": _labelled(tree / "test", 2),
+        "train": align_and_conflict(train(tree) or tree, 2),
+        "valid": labelled_by_name(tree / "valid", 2),
+        "test": labelled_by_name(tree / "test", 2),
     }
     return Listing(
         root=tree,

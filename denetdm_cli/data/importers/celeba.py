@@ -5,18 +5,18 @@ from pathlib import Path
 
 import numpy as np
 
-from denetdm_cli.data.importers.archives import entries, find_tree, found_in, refuse
-from denetdm_cli.data.importers.pack import Item, Listing, Splits, count_notes
+from denetdm_cli.config.schema import CelebaConfig
+from denetdm_cli.data.importers.listing import INCOMPLETE, Item, Listing, Splits, count_notes
 from denetdm_cli.data.importers.tables import (
-    _FIX,
-    _PARTITIONS,
-    _columns,
-    _require_all,
-    _require_images,
-    _require_splits,
-    _require_unique,
+    PARTITIONS,
     read_table,
+    require_all,
+    require_no_empty_split,
+    require_same_images,
+    require_unique,
+    select_columns,
 )
+from denetdm_cli.data.importers.tree import entries, find_tree, found_in, refuse
 from denetdm_cli.utils.errors import DataError
 from denetdm_cli.utils.log import shown
 
@@ -24,15 +24,14 @@ _TABLES = (".txt", ".csv")
 _KEPT_OF_COMMONEST = 2000
 
 
-def list_celeba(root: Path, subsample: bool, seed: int) -> Listing:
+def list_celeba(root: Path, config: CelebaConfig) -> Listing:
     """CelebA: blond hair by gender, in the official partition.
 
     Args:
         root: the folder with `list_attr_celeba` and `list_eval_partition` (.txt as published or .csv as on Kaggle) and
             `img_align_celeba`, or one up to two levels above it. Each may lie in a folder of its own.
-        subsample: keep only 2,000, drawn at random, of the largest group of the training images, not blond and female,
-            so that those who are not blond are mostly male.
-        seed: of the drawing.
+        config: `subsample` keeps only 2,000, drawn at random with `seed`, of the largest group of the training images,
+            not blond and female, so that those who are not blond are mostly male.
     Raises:
         DataError: a file or a column is missing, or images and rows differ.
     Source: Liu et al. (ICCV 2015); `subsample`: Hong and Yang (NeurIPS 2021), released code, which then splits these
@@ -46,18 +45,18 @@ def list_celeba(root: Path, subsample: bool, seed: int) -> Listing:
     if (images / images.name).is_dir():  # as Kaggle's archive has it
         images /= images.name
     labels = _celeba_table(attributes, ["Blond_Hair", "Male"], {"-1", "0", "1"})
-    parts = _celeba_table(partition, ["partition"], set(_PARTITIONS))
-    _require_all(partition, set(labels), set(parts), f"rows of {attributes.name} without a row there")
-    _require_all(attributes, set(parts), set(labels), f"rows of {partition.name} without a row there")
-    _require_images(attributes, images, set(labels))
-    splits: Splits = {name: [] for name in _PARTITIONS.values()}
+    parts = _celeba_table(partition, ["partition"], set(PARTITIONS))
+    require_all(partition, set(labels), set(parts), f"rows of {attributes.name} without a row there")
+    require_all(attributes, set(parts), set(labels), f"rows of {partition.name} without a row there")
+    require_same_images(attributes, images, set(labels))
+    splits: Splits = {name: [] for name in PARTITIONS.values()}
     for name in sorted(labels):
         blond, male = (int(value == "1") for value in labels[name])
-        splits[_PARTITIONS[parts[name][0]]].append(Item(images / name, blond, 1 - male))
-    _require_splits(partition, splits)
+        splits[PARTITIONS[parts[name][0]]].append(Item(images / name, blond, 1 - male))
+    require_no_empty_split(partition, splits)
     notes = count_notes(splits, {"train": 162_770, "valid": 19_867, "test": 19_962})
-    if subsample:
-        splits["train"] = _subsampled(splits["train"], seed)
+    if config.subsample:
+        splits["train"] = _subsampled(splits["train"], config.seed)
     return Listing(
         root=images,
         splits=splits,
@@ -67,6 +66,11 @@ def list_celeba(root: Path, subsample: bool, seed: int) -> Listing:
         attribute_names=("hair", "gender"),
         notes=notes,
     )
+
+
+def celeba_folder(config: CelebaConfig) -> str:
+    """The data set's folder below the data root."""
+    return "celeba-subsampled" if config.subsample else config.name
 
 
 def _beside(folder: Path, name: str, endings: Sequence[str]) -> Path | None:
@@ -80,7 +84,9 @@ def _required(folder: Path, name: str, endings: Sequence[str]) -> Path:
     found = _beside(folder, name, endings)
     if found is None:
         wanted = " or ".join(f"{name}{ending or '/'}" for ending in endings)
-        raise DataError(f"{folder}: looked for {wanted}, there and one folder below; found {found_in(folder)}.", _FIX)
+        raise DataError(
+            f"{folder}: looked for {wanted}, there and one folder below; found {found_in(folder)}.", INCOMPLETE
+        )
     return found
 
 
@@ -90,8 +96,8 @@ def _celeba_table(file: Path, columns: Sequence[str], allowed: Collection[str]) 
     rows = read(file, ["image_id", *columns])
     wrong = [f"line {line}: {', '.join(row[1:])}" for line, row in rows if not set(row[1:]) <= set(allowed)]
     if wrong:
-        refuse(f"{file}: {', '.join(columns)} must be one of {', '.join(sorted(allowed))}", wrong, _FIX)
-    _require_unique(file, [row[0] for _, row in rows])
+        refuse(f"{file}: {', '.join(columns)} must be one of {', '.join(sorted(allowed))}", wrong, INCOMPLETE)
+    require_unique(file, [row[0] for _, row in rows])
     return {row[0]: row[1:] for _, row in rows}
 
 
@@ -103,15 +109,17 @@ def _read_celeba_text(file: Path, columns: Sequence[str]) -> list[tuple[int, lis
             has_head = len(start[0]) == 1
             names = ["image_id", *(start[1] if has_head else ["partition"])]
             if missing := [f"no column {name}" for name in columns if name not in names]:
-                refuse(f"{file}: columns", missing, _FIX)
+                refuse(f"{file}: columns", missing, INCOMPLETE)
             if not has_head:
                 stream.seek(0)
             lines = ((number, line.split()) for number, line in enumerate(stream, 3 if has_head else 1) if line.strip())
-            rows = _columns(file, lines, names, columns, _FIX)
+            rows = select_columns(file, lines, names, columns, INCOMPLETE)
     except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not text: {error}.", _FIX) from error
+        raise DataError(f"{file} is not text: {error}.", INCOMPLETE) from error
     if has_head and start[0] != [str(len(rows))]:
-        raise DataError(f"{file}: the first line says {shown(start[0][0])} rows, but there are {len(rows):,}.", _FIX)
+        raise DataError(
+            f"{file}: the first line says {shown(start[0][0])} rows, but there are {len(rows):,}.", INCOMPLETE
+        )
     return rows
 
 

@@ -2,27 +2,29 @@
 
 from pathlib import Path
 
-from denetdm_cli.data.importers.archives import find_tree
-from denetdm_cli.data.importers.file_names import _align_and_conflict, _check_ratio, _labelled, _percent
-from denetdm_cli.data.importers.pack import Listing
+from denetdm_cli.config.schema import DfaConfig
+from denetdm_cli.data.importers.file_names import align_and_conflict, labelled_by_name, percent_folder, require_ratio
+from denetdm_cli.data.importers.listing import Listing
+from denetdm_cli.data.importers.tree import find_tree
 from denetdm_cli.data.raw.cifar10 import CLASS_NAMES as CIFAR10_CLASSES
 
 
-def list_dfa(root: Path, name: str, ratio: float) -> Listing:
+def list_dfa(root: Path, config: DfaConfig) -> Listing:
     """Colored MNIST (`cmnist`) or Corrupted CIFAR-10 (`cifar10c`) as DFA publishes it; labels are in the file names.
 
     Which colours and corruptions the bias values are is not published: they go by number.
 
     Args:
-        root: the folder `name`, or one up to two levels above it.
-        name: "cmnist" or "cifar10c".
-        ratio: share of bias-conflicting training images: 0.005, 0.01, 0.02 or 0.05.
+        root: the folder `cmnist` or `cifar10c`, or one up to two levels above it.
+        config: `name` is "cmnist" or "cifar10c", `ratio` the share of bias-conflicting training images: 0.005, 0.01,
+            0.02 or 0.05.
     Raises:
         DataError: another layout or ratio, labels missing or out of range, or images in the wrong one of align and
             conflict.
     Source: DFA (NeurIPS 2021).
     """
-    part = _percent(ratio)
+    name, ratio = config.name, config.ratio
+    part = percent_folder(ratio)
     others = {"cmnist", "cifar10c"} - {name}
     tree = find_tree(
         root,
@@ -31,11 +33,11 @@ def list_dfa(root: Path, name: str, ratio: float) -> Listing:
         prefer=name,
     )
     splits = {
-        "train": _align_and_conflict(tree / part, 10),
-        "valid": _labelled(tree / part / "valid", 10),
-        "test": _labelled(tree / "test", 10),
+        "train": align_and_conflict(tree / part, 10),
+        "valid": labelled_by_name(tree / part / "valid", 10),
+        "test": labelled_by_name(tree / "test", 10),
     }
-    _check_ratio(splits["train"], ratio, tree / part)
+    require_ratio(splits["train"], ratio, tree / part)
     bias = "colour" if name == "cmnist" else "corruption"
     return Listing(
         root=tree,
@@ -45,3 +47,8 @@ def list_dfa(root: Path, name: str, ratio: float) -> Listing:
         aligned=tuple(range(10)),
         attribute_names=("digit", "color") if name == "cmnist" else ("object", "corruption"),
     )
+
+
+def dfa_folder(config: DfaConfig) -> str:
+    """The data set's folder below the data root."""
+    return f"{config.name}-{config.ratio}"

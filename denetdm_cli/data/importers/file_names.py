@@ -1,34 +1,35 @@
-"""What data sets share whose labels are in the names of files."""
+"""Labels in the names of files: `anything_CLASS_BIAS.png`."""
 
 import re
 from pathlib import Path
 
-from denetdm_cli.data.importers.archives import found_in, image_files, refuse
-from denetdm_cli.data.importers.pack import Item
+from denetdm_cli.data.importers.listing import INCOMPLETE, Item
+from denetdm_cli.data.importers.tree import found_in, image_files, refuse
 from denetdm_cli.utils.errors import DataError
 
-_FIX = "Give a complete copy of the published data set."
-_LABELS = re.compile(r"_(\d+)_(\d+)$")
+LABELS = re.compile(r"_(\d+)_(\d+)$")
 _RATIO_TOLERANCE = 1.5
 
 
-def _percent(ratio: float) -> str:
+def percent_folder(ratio: float) -> str:
+    """The folder of a conflict ratio, such as `0.5pct`."""
     return f"{100 * ratio:g}pct"
 
 
-def _images_in(folder: Path) -> list[Path]:
+def require_images(folder: Path) -> list[Path]:
+    """The images below a folder, by path; a DataError where there are none."""
     images = image_files(folder)[0] if folder.is_dir() else []
     if not images:
         found = f"; found {found_in(folder)}" if folder.is_dir() else ""
-        raise DataError(f"{folder} {'holds no images' if folder.is_dir() else 'is missing'}{found}.", _FIX)
+        raise DataError(f"{folder} {'holds no images' if folder.is_dir() else 'is missing'}{found}.", INCOMPLETE)
     return images
 
 
-def _labelled(folder: Path, values: int) -> list[Item]:
-    """The images below a folder; class and bias value, both below `values`, are the last two fields of their names."""
+def labelled_by_name(folder: Path, values: int) -> list[Item]:
+    """The images below a folder; the last two fields of their names are class and bias value, both below `values`."""
     items, wrong = [], []
-    for path in _images_in(folder):
-        match = _LABELS.search(path.stem)
+    for path in require_images(folder):
+        match = LABELS.search(path.stem)
         target, bias = (int(match[1]), int(match[2])) if match else (values, values)
         if max(target, bias) < values:
             items.append(Item(path, target, bias))
@@ -43,8 +44,9 @@ def _labelled(folder: Path, values: int) -> list[Item]:
     return items
 
 
-def _align_and_conflict(folder: Path, values: int) -> list[Item]:
-    align, conflict = _labelled(folder / "align", values), _labelled(folder / "conflict", values)
+def align_and_conflict(folder: Path, values: int) -> list[Item]:
+    """The images below `align` (bias value equal to the class), then those below `conflict` (different)."""
+    align, conflict = labelled_by_name(folder / "align", values), labelled_by_name(folder / "conflict", values)
     wrong = [item for item in align if item.bias != item.target] + [
         item for item in conflict if item.bias == item.target
     ]
@@ -52,12 +54,12 @@ def _align_and_conflict(folder: Path, values: int) -> list[Item]:
         refuse(
             f"{folder}: under align both labels must be the same, under conflict they must differ",
             (str(item.path.relative_to(folder)) for item in wrong),
-            _FIX,
+            INCOMPLETE,
         )
     return align + conflict
 
 
-def _check_ratio(train: list[Item], ratio: float, folder: Path) -> None:
+def require_ratio(train: list[Item], ratio: float, folder: Path) -> None:
     """Refuse training images of which another share is bias-conflicting than was asked for."""
     conflicting = sum(item.bias != item.target for item in train)
     share = conflicting / len(train)

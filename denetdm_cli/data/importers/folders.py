@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from denetdm_cli.config.schema import FolderConfig
-from denetdm_cli.data.importers.archives import entries, found_in, image_files, refuse
-from denetdm_cli.data.importers.pack import Item, Listing
+from denetdm_cli.data.importers.listing import Item, Listing
 from denetdm_cli.data.importers.tables import read_table
+from denetdm_cli.data.importers.tree import entries, found_in, image_files, refuse
 from denetdm_cli.utils.errors import ConfigError, DataError
 from denetdm_cli.utils.log import shown
 from denetdm_cli.utils.text import first_few

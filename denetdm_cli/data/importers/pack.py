@@ -2,8 +2,6 @@
 
 import contextlib
 import functools
-import hashlib
-import os
 import shutil
 import warnings
 from collections import Counter, deque
@@ -12,104 +10,27 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
 
-from denetdm_cli.data.importers.archives import refuse
+from denetdm_cli.data.importers.decode import Fit, UnreadableError, raster_formats, read_image
+from denetdm_cli.data.importers.listing import Item, Listing
+from denetdm_cli.data.importers.tree import refuse
 from denetdm_cli.data.store import Scalar, StoredDataset
 from denetdm_cli.data.writer import SplitWriter, new_dataset, opened
 from denetdm_cli.utils.cpu import available_cpus
 from denetdm_cli.utils.errors import DataError, StorageError
 from denetdm_cli.utils.log import shown
 from denetdm_cli.utils.progress import Reporter
-from denetdm_cli.utils.text import first_few, gigabytes
+from denetdm_cli.utils.text import gigabytes
 
-Fit = Literal["stretch", "crop"]
-
-_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
-_MAX_PIXELS = 89_478_485  # Pillow's own limit, beyond which it warns of a decompression bomb
 _BLOCK_BYTES = 1 << 25
 _BLOCK_IMAGES = 256
 _AHEAD = 4
 _SHOWN = 1000
 """Images that cannot be read of which each is named; more of them end an import that they would stop anyway."""
 _FIX_IMAGES = "Replace these images or take them out of the source."
-
-
-class UnreadableError(Exception):
-    """An image that cannot be decoded, and why."""
-
-
-@dataclass(frozen=True)
-class Item:
-    """One image of a listing; `bias` is None where nobody labelled it."""
-
-    path: Path
-    target: int
-    bias: int | None
-
-
-Splits = dict[str, list[Item]]
-
-
-@dataclass(frozen=True)
-class Listing:
-    """What a source holds, before an image is read.
-
-    Args:
-        root: the folder that the layout was found in.
-        splits: images in the order in which they are written, by "train" and "valid", "test" or both.
-        class_names: one a class.
-        bias_names: one a bias value; empty without bias labels.
-        aligned: the bias value tied to each class; empty without bias labels.
-        attribute_names: of target and bias.
-        notes: what the user should be told about the source, a line each.
-    """
-
-    root: Path
-    splits: Splits
-    class_names: tuple[str, ...]
-    bias_names: tuple[str, ...]
-    aligned: tuple[int, ...]
-    attribute_names: tuple[str, ...]
-    notes: tuple[str, ...] = ()
-
-    def fingerprint(self) -> str:
-        """SHA-256 over the names of labels and the split, path below the root, labels and size of every image."""
-        digest = hashlib.sha256("\0".join([*self.class_names, "", *self.bias_names, "\n"]).encode())
-        for name, items in self.splits.items():
-            for item in items:
-                size = item.path.stat().st_size if item.path.is_file() else None
-                line = f"{name}\0{self.short(item)}\0{item.target}\0{item.bias}\0{size}\n"
-                digest.update(line.encode(errors="surrogateescape"))
-        return digest.hexdigest()
-
-    def short(self, item: Item) -> str:
-        """The path of an image, seen from the root."""
-        return Path(os.path.relpath(item.path, self.root)).as_posix()
-
-
-def count_notes(splits: Splits, published: Mapping[str, int]) -> tuple[str, ...]:
-    """A line for every split that does not have as many images as the published data set."""
-    return tuple(
-        f"Split {name} has {len(splits[name]):,} images; that of the published data set has {count:,}."
-        for name, count in published.items()
-        if len(splits[name]) != count
-    )
-
-
-def gap_notes(listing: Listing) -> tuple[str, ...]:
-    """A line for every split to judge by that lacks a class."""
-    found = []
-    for name in sorted(listing.splits.keys() - {"train"}, reverse=True):
-        there = {item.target for item in listing.splits[name]}
-        lacking = [label for number, label in enumerate(listing.class_names) if number not in there]
-        if lacking:
-            found.append(f"Split {name} has no image of {first_few(lacking)}, so no figure on it counts them.")
-    return tuple(found)
 
 
 def pack(
@@ -145,7 +66,7 @@ def pack(
     left_out = _LeftOut(listing, max_unreadable)
     read = functools.partial(read_image, size=size, fit=fit)
     workers = available_cpus()
-    _formats()  # once, before there are threads
+    raster_formats()  # once, before there are threads
     with (
         warnings.catch_warnings(),
         new_dataset(path, replace=replace) as writer,
@@ -318,76 +239,3 @@ def _require_space(listing: Listing, path: Path, size: int | None) -> None:
                 f"{len(every):,} images take {gigabytes(needed)}, but only {gigabytes(free)} are free in {folder}.",
                 "Make space, choose another folder (`--data-root`), or make the images smaller (`--size`).",
             )
-
-
-def read_image(path: Path, size: int | None = None, fit: Fit = "stretch") -> NDArray[np.uint8]:
-    """Decode an image as 8-bit RGB, upright as its EXIF orientation says, and make it square.
-
-    Of 16-bit grey the high byte is kept, as Pillow does with 16-bit colours; what is transparent is laid over white; of
-    an animation the first frame is taken; colour profiles are not applied.
-
-    Args:
-        path: a file in one of the raster formats that Pillow reads, up to its limit of 89 million pixels.
-        size: height and width of the result; None keeps what the image has.
-        fit: "stretch" changes the proportions; "crop" brings the shorter side to `size` and takes the middle. Either
-            way as torchvision's Resize and CenterCrop do with Pillow images: bilinear, with antialiasing.
-    Returns:
-        (H, W, 3) uint8.
-    Raises:
-        UnreadableError: says why.
-    """
-    try:
-        with Image.open(path, formats=_formats()) as image:
-            if image.width * image.height > _MAX_PIXELS:
-                raise ValueError(f"{image.width}x{image.height} are more than {_MAX_PIXELS:,} pixels")
-            image.load()
-            with contextlib.suppress(Exception):  # damaged EXIF data say nothing of the orientation
-                ImageOps.exif_transpose(image, in_place=True)
-            return np.array(_squared(_as_rgb(image), size, fit))
-    except Exception as error:  # a damaged file can raise nearly anything
-        raise UnreadableError(_reason(error)) from error
-
-
-@functools.cache
-def _formats() -> list[str]:
-    """Raster formats only: others, such as EPS, would run other programs."""
-    Image.init()
-    return [name for name in _FORMATS if name in Image.OPEN]
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F":
-        raise ValueError("pixels that are fractions have no known range")
-    if image.mode.startswith("I"):
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 0xFFFF:
-            raise ValueError("32-bit pixels have no known range")
-        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        white.alpha_composite(image.convert("RGBA"))
-        image = white
-    return image.convert("RGB")
-
-
-def _squared(image: Image.Image, size: int | None, fit: Fit) -> Image.Image:
-    if size is None:
-        return image
-    width = height = size
-    if fit == "crop":
-        shorter = min(image.size)
-        width, height = (int(size * side / shorter) for side in image.size)
-        if width * height > _MAX_PIXELS:
-            raise ValueError(f"{image.width}x{image.height} are too far from square to crop")
-    image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return image.crop((left, top, left + size, top + size)) if fit == "crop" else image
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return "not an image of a known format, or its beginning is damaged"
-    if isinstance(error, Image.DecompressionBombError):
-        return f"more than {_MAX_PIXELS:,} pixels"
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(text.split()) or type(error).__name__

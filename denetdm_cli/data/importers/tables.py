@@ -1,17 +1,17 @@
-"""What data sets share whose labels are in tables, and how tables are read."""
+"""Labels in tables: reading them, and comparing them with the images there are."""
 
 import csv
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from denetdm_cli.data.importers.archives import image_files, refuse
-from denetdm_cli.data.importers.pack import Splits
+from denetdm_cli.data.importers.listing import INCOMPLETE, Splits
+from denetdm_cli.data.importers.tree import image_files, refuse
 from denetdm_cli.utils.errors import DataError
 from denetdm_cli.utils.log import shown
 
-_FIX = "Give a complete copy of the published data set."
-_PARTITIONS = {"0": "train", "1": "valid", "2": "test"}
+PARTITIONS = {"0": "train", "1": "valid", "2": "test"}
+"""Splits by their number in published tables."""
 
 
 def read_table(
@@ -43,7 +43,7 @@ def read_table(
                 found = shown(", ".join(names)) or "(none)"
                 refuse(f"{file}, line 1: columns {found}; expected {allowed}", problems, fix)
             lines = ((reader.line_num, [value.strip() for value in row]) for row in reader if any(row))
-            rows = _columns(file, lines, names, wanted, fix)
+            rows = select_columns(file, lines, names, wanted, fix)
     except FileNotFoundError:
         raise DataError(f"{file} is missing.", "Give the folder that holds it.") from None
     except (csv.Error, UnicodeDecodeError) as error:
@@ -53,7 +53,7 @@ def read_table(
     return rows
 
 
-def _columns(
+def select_columns(
     file: Path, lines: Iterable[tuple[int, list[str]]], names: Sequence[str], wanted: Sequence[str], fix: str
 ) -> list[tuple[int, list[str]]]:
     """Some values of each row, "" for a column not there; no more is kept in memory."""
@@ -69,23 +69,27 @@ def _columns(
     return rows
 
 
-def _require_unique(table: Path, names: Sequence[str]) -> None:
+def require_unique(table: Path, names: Sequence[str]) -> None:
+    """Refuse a table with several rows for one image."""
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        refuse(f"{table}: images with more than one row", twice, _FIX)
+        refuse(f"{table}: images with more than one row", twice, INCOMPLETE)
 
 
-def _require_images(table: Path, folder: Path, named: set[str]) -> None:
+def require_same_images(table: Path, folder: Path, named: set[str]) -> None:
+    """Refuse a table that does not name exactly the images below a folder."""
     there = {path.relative_to(folder).as_posix() for path in image_files(folder)[0]}
-    _require_all(table, named, there, f"rows naming images that are not in {folder}")
-    _require_all(table, there, named, f"images in {folder} without a row")
+    require_all(table, named, there, f"rows naming images that are not in {folder}")
+    require_all(table, there, named, f"images in {folder} without a row")
 
 
-def _require_all(table: Path, some: set[str], others: set[str], what: str) -> None:
+def require_all(table: Path, some: set[str], others: set[str], what: str) -> None:
+    """Refuse names in `some` that are not in `others`; `what` describes them."""
     if missing := sorted(some - others):
-        refuse(f"{table}: {len(missing):,} {what}", missing, _FIX)
+        refuse(f"{table}: {len(missing):,} {what}", missing, INCOMPLETE)
 
 
-def _require_splits(table: Path, splits: Splits) -> None:
+def require_no_empty_split(table: Path, splits: Splits) -> None:
+    """Refuse a table that leaves a split without an image."""
     if empty := [name for name, items in splits.items() if not items]:
-        refuse(f"{table}: no image of some splits", empty, _FIX)
+        refuse(f"{table}: no image of some splits", empty, INCOMPLETE)

@@ -2,19 +2,19 @@
 
 from pathlib import Path
 
-from denetdm_cli.data.importers.archives import find_tree, refuse
-from denetdm_cli.data.importers.pack import Item, Listing, Splits, count_notes
+from denetdm_cli.config.schema import WaterbirdsConfig
+from denetdm_cli.data.importers.listing import INCOMPLETE, Item, Listing, Splits, count_notes
 from denetdm_cli.data.importers.tables import (
-    _FIX,
-    _PARTITIONS,
-    _require_images,
-    _require_splits,
-    _require_unique,
+    PARTITIONS,
     read_table,
+    require_no_empty_split,
+    require_same_images,
+    require_unique,
 )
+from denetdm_cli.data.importers.tree import find_tree, refuse
 
 
-def list_waterbirds(root: Path) -> Listing:
+def list_waterbirds(root: Path, _: WaterbirdsConfig) -> Listing:
     """Waterbirds: birds pasted on backgrounds, most training images on the one where they live.
 
     Args:
@@ -29,16 +29,16 @@ def list_waterbirds(root: Path) -> Listing:
     wrong = [
         f"line {line}: {', '.join(row[1:])}"
         for line, row in rows
-        if row[2] not in _PARTITIONS or not {row[1], row[3]} <= {"0", "1"}
+        if row[2] not in PARTITIONS or not {row[1], row[3]} <= {"0", "1"}
     ]
     if wrong:
-        refuse(f"{table}: y, split and place must be 0 or 1, 0 to 2, 0 or 1", wrong, _FIX)
-    _require_unique(table, [row[0] for _, row in rows])
-    _require_images(table, tree, {row[0] for _, row in rows})
-    splits: Splits = {name: [] for name in _PARTITIONS.values()}
+        refuse(f"{table}: y, split and place must be 0 or 1, 0 to 2, 0 or 1", wrong, INCOMPLETE)
+    require_unique(table, [row[0] for _, row in rows])
+    require_same_images(table, tree, {row[0] for _, row in rows})
+    splits: Splits = {name: [] for name in PARTITIONS.values()}
     for name, target, split, bias in sorted(row for _, row in rows):
-        splits[_PARTITIONS[split]].append(Item(tree / name, int(target), int(bias)))
-    _require_splits(table, splits)
+        splits[PARTITIONS[split]].append(Item(tree / name, int(target), int(bias)))
+    require_no_empty_split(table, splits)
     return Listing(
         root=tree,
         splits=splits,

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from denetdm_cli.data.importers import archives
-from denetdm_cli.data.importers.archives import find_tree, image_files, unpacked
+from denetdm_cli.data.importers.archives import unpacked
+from denetdm_cli.data.importers.tree import find_tree, image_files
 from denetdm_cli.utils.errors import ConfigError, DataError, StorageError
 from denetdm_cli.utils.log import shown
 

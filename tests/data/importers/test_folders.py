@@ -8,7 +8,7 @@ import pytest
 
 from denetdm_cli.config.schema import FolderConfig
 from denetdm_cli.data.importers.folders import list_folder
-from denetdm_cli.data.importers.pack import Item, Listing, gap_notes
+from denetdm_cli.data.importers.listing import Item, Listing, gap_notes
 from denetdm_cli.utils.errors import ConfigError, DataError
 
 

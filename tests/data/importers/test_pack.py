@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from denetdm_cli.data.importers import decode
 from denetdm_cli.data.importers import pack as importing
-from denetdm_cli.data.importers.pack import Item, Listing, pack, read_image
+from denetdm_cli.data.importers.decode import read_image
+from denetdm_cli.data.importers.listing import Item, Listing
+from denetdm_cli.data.importers.pack import pack
 from denetdm_cli.data.store import StoredDataset, open_dataset
 from denetdm_cli.utils.errors import DataError, StorageError
 
@@ -95,7 +98,7 @@ def test_everything_is_in_its_place(tmp_path: Path) -> None:
 
 def test_order_does_not_depend_on_which_thread_is_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = listing(tmp_path / "in", train=70)
-    monkeypatch.setattr(importing.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(importing, "available_cpus", lambda: 8)
     monkeypatch.setattr(importing, "_BLOCK_IMAGES", 9)
     random = np.random.RandomState(0)
 
@@ -108,13 +111,13 @@ def test_order_does_not_depend_on_which_thread_is_faster(tmp_path: Path, monkeyp
     one = packed(source, tmp_path / "one", log)
     assert numbers(one.splits["train"].images) == list(range(70))
     assert [done for what, done, _ in log.steps if what.startswith("train")] == [9, 18, 27, 36, 45, 54, 63, 70]
-    monkeypatch.setattr(importing.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(importing, "available_cpus", lambda: 1)
     assert packed(source, tmp_path / "two").digest == one.digest
 
 
 def test_few_images_are_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = listing(tmp_path / "in", train=200)
-    monkeypatch.setattr(importing.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(importing, "available_cpus", lambda: 2)
     monkeypatch.setattr(importing, "_BLOCK_BYTES", 10 * 8 * 8 * 3)
     lock = threading.Lock()
     state = {"read": 0, "written": 0, "most": 0}
@@ -286,7 +289,7 @@ def test_no_warning_reaches_the_screen(tmp_path: Path, monkeypatch: pytest.Monke
     source = listing(tmp_path / "in", train=120)
     Image.new("RGB", (40, 40)).save(source.splits["train"][5].path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    monkeypatch.setattr(importing, "_MAX_PIXELS", 1000)
+    monkeypatch.setattr(decode, "_MAX_PIXELS", 1000)
     log = Log()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

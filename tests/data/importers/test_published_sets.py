@@ -2,17 +2,20 @@ import csv
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from denetdm_cli.config.load import load_config, preset_path
 from denetdm_cli.data.importers import celeba
 from denetdm_cli.data.importers.bar import list_bar
 from denetdm_cli.data.importers.bffhq import list_bffhq
 from denetdm_cli.data.importers.celeba import list_celeba
 from denetdm_cli.data.importers.dfa import list_dfa
-from denetdm_cli.data.importers.pack import Listing, pack
+from denetdm_cli.data.importers.listing import Listing
+from denetdm_cli.data.importers.pack import pack
 from denetdm_cli.data.importers.waterbirds import list_waterbirds
 from denetdm_cli.utils.errors import DataError
 
@@ -27,6 +30,11 @@ def touch(root: Path, *names: str) -> None:
 
 def found(listing: Listing, split: str) -> list[tuple[str, int, int | None]]:
     return [(listing.short(item), item.target, item.bias) for item in listing.splits[split]]
+
+
+def config(name: str, **changes: Any) -> Any:
+    """The `dataset` section of a preset, with changes."""
+    return load_config(preset_path(name)).dataset.model_copy(update=changes)
 
 
 def refused(call: Callable[[], object]) -> str:
@@ -53,7 +61,7 @@ def make_bffhq(root: Path, train: str = "0.5pct") -> Path:
 )
 def test_bffhq(tmp_path: Path, name: str, train: str) -> None:
     make_bffhq(tmp_path / name, train)
-    listing = list_bffhq(tmp_path)
+    listing = list_bffhq(tmp_path, config("bffhq"))
     assert listing.root == tmp_path / name
     assert list(listing.splits) == ["train", "valid", "test"]
     assert found(listing, "train") == [
@@ -72,24 +80,24 @@ def test_bffhq(tmp_path: Path, name: str, train: str) -> None:
 
 def test_bffhq_that_is_not_as_published(tmp_path: Path) -> None:
     touch(tmp_path, "other/a.png")
-    message = refused(lambda: list_bffhq(tmp_path))
+    message = refused(lambda: list_bffhq(tmp_path, config("bffhq")))
     assert "bffhq/0.5pct/align" in message
     assert "found other/" in message
     make_bffhq(tmp_path)
     touch(tmp_path, "0.5pct/align/0/7_0_1.png")
-    assert "align/0/7_0_1.png" in refused(lambda: list_bffhq(tmp_path))
+    assert "align/0/7_0_1.png" in refused(lambda: list_bffhq(tmp_path, config("bffhq")))
     (tmp_path / "0.5pct/align/0/7_0_1.png").rename(tmp_path / "0.5pct/conflict/0/7_1_1.png")
-    assert "conflict/0/7_1_1.png" in refused(lambda: list_bffhq(tmp_path))
+    assert "conflict/0/7_1_1.png" in refused(lambda: list_bffhq(tmp_path, config("bffhq")))
     (tmp_path / "0.5pct/conflict/0/7_1_1.png").unlink()
     touch(tmp_path, "valid/1_2.png", "valid/7_0_2.png", "valid/x.png")
-    message = refused(lambda: list_bffhq(tmp_path))
+    message = refused(lambda: list_bffhq(tmp_path, config("bffhq")))
     assert "valid: " in message
     assert "1_2.png, 7_0_2.png, x.png" in message
     for path in (tmp_path / "valid").iterdir():
         path.unlink()
-    assert "valid holds no images; found nothing" in refused(lambda: list_bffhq(tmp_path))
+    assert "valid holds no images; found nothing" in refused(lambda: list_bffhq(tmp_path, config("bffhq")))
     (tmp_path / "valid").rmdir()
-    assert "valid is missing" in refused(lambda: list_bffhq(tmp_path))
+    assert "valid is missing" in refused(lambda: list_bffhq(tmp_path, config("bffhq")))
 
 
 # DFA
@@ -108,7 +116,7 @@ def test_dfa(tmp_path: Path, name: str) -> None:
     make_dfa(tmp_path / "cmnist")
     make_dfa(tmp_path / "cifar10c")
     touch(tmp_path, f"{name}/1pct/align/0/0_0_0.png")
-    listing = list_dfa(tmp_path, name, 0.05)
+    listing = list_dfa(tmp_path, config(name, ratio=0.05))
     assert listing.root.name == name
     assert {split: len(items) for split, items in listing.splits.items()} == {"train": 200, "valid": 10, "test": 10}
     assert found(listing, "train")[0] == ("5pct/align/0/0_0_0.png", 0, 0)
@@ -118,15 +126,15 @@ def test_dfa(tmp_path: Path, name: str) -> None:
     assert listing.class_names[8] == ("8" if name == "cmnist" else "ship")
     assert listing.bias_names[2] == ("colour 2" if name == "cmnist" else "corruption 2")
     assert listing.aligned == tuple(range(10))
-    assert list_dfa(tmp_path / name, name, 0.05) == listing
+    assert list_dfa(tmp_path / name, config(name, ratio=0.05)) == listing
 
 
 def test_dfa_takes_neither_another_set_nor_another_ratio(tmp_path: Path) -> None:
     tree = make_dfa(tmp_path / "cifar10c")
-    assert "cmnist/5pct/align" in refused(lambda: list_dfa(tree, "cmnist", 0.05))
-    assert "cifar10c/0.5pct/align" in refused(lambda: list_dfa(tree, "cifar10c", 0.005))
+    assert "cmnist/5pct/align" in refused(lambda: list_dfa(tree, config("cmnist", ratio=0.05)))
+    assert "cifar10c/0.5pct/align" in refused(lambda: list_dfa(tree, config("cifar10c", ratio=0.005)))
     (tree / "5pct").rename(tree / "0.5pct")
-    message = refused(lambda: list_dfa(tree, "cifar10c", 0.005))
+    message = refused(lambda: list_dfa(tree, config("cifar10c", ratio=0.005)))
     assert "10 of 200" in message
     assert "5.00%" in message
     assert "0.50%" in message
@@ -146,7 +154,7 @@ def make_bar(root: Path, nested: bool = False) -> Path:
 
 @pytest.mark.parametrize("nested", [False, True])
 def test_original_bar(tmp_path: Path, nested: bool) -> None:
-    listing = list_bar(make_bar(tmp_path / "BAR", nested).parent, None)
+    listing = list_bar(make_bar(tmp_path / "BAR", nested).parent, config("bar", ratio=None))
     assert list(listing.splits) == ["train", "test"]
     assert Counter(item.target for item in listing.splits["train"]) == dict.fromkeys(range(6), 3)
     assert {item.bias for item in listing.splits["train"]} == {None}
@@ -178,7 +186,7 @@ def test_bar_by_share(tmp_path: Path, share: str, number: bool) -> None:
     tree = make_bar_by_share(tmp_path / "bar", share=share, number=number)
     if share:
         touch(tree, "train/conflict/1pct/0/0_climbing_0_1.jpg")
-    listing = list_bar(tmp_path, 0.05)
+    listing = list_bar(tmp_path, config("bar", ratio=0.05))
     train = listing.splits["train"]
     assert Counter((item.target, item.bias) for item in train) == {
         **{(target, target): 19 for target in range(6)},
@@ -196,22 +204,25 @@ def test_bar_validation_sorted_by_bias(tmp_path: Path) -> None:
     for path in sorted((tree / "valid").rglob("*.jpg")):
         path.unlink()
     touch(tree, "valid/align/racing/racing_4_0.jpg", "valid/conflict/diving/diving_1_0.jpg")
-    assert [(item.target, item.bias) for item in list_bar(tree, 0.05).splits["valid"]] == [(4, 4), (1, 6)]
+    assert [(item.target, item.bias) for item in list_bar(tree, config("bar", ratio=0.05)).splits["valid"]] == [
+        (4, 4),
+        (1, 6),
+    ]
 
 
 def test_bar_of_the_other_kind(tmp_path: Path) -> None:
     original, shares = make_bar(tmp_path / "original"), make_bar_by_share(tmp_path / "shares")
     with pytest.raises(DataError, match=r"--ratio 0\.05"):
-        list_bar(shares, None)
+        list_bar(shares, config("bar", ratio=None))
     with pytest.raises(DataError, match="Leave out `--ratio`"):
-        list_bar(original, 0.05)
-    assert "1pct is missing" in refused(lambda: list_bar(shares, 0.01))
+        list_bar(original, config("bar", ratio=0.05))
+    assert "1pct is missing" in refused(lambda: list_bar(shares, config("bar", ratio=0.01)))
     more = make_bar_by_share(tmp_path / "more", conflicting=3)
-    assert "18 of 132" in refused(lambda: list_bar(more, 0.05))
+    assert "18 of 132" in refused(lambda: list_bar(more, config("bar", ratio=0.05)))
     touch(original, "train/swimming_1.jpg", "test/diving/climbing_1.jpg")
-    assert "swimming_1.jpg" in refused(lambda: list_bar(original, None))
+    assert "swimming_1.jpg" in refused(lambda: list_bar(original, config("bar", ratio=None)))
     (original / "train/swimming_1.jpg").unlink()
-    assert "diving/climbing_1.jpg" in refused(lambda: list_bar(original, None))
+    assert "diving/climbing_1.jpg" in refused(lambda: list_bar(original, config("bar", ratio=None)))
 
 
 # CelebA
@@ -257,7 +268,7 @@ def write_csv(path: Path, names: list[str], rows: list[tuple[object, ...]]) -> N
 @pytest.mark.parametrize("below", [".", "celeba"])
 def test_celeba(tmp_path: Path, kind: str, below: str) -> None:
     make_celeba(tmp_path / below, kind)
-    listing = list_celeba(tmp_path, subsample=False, seed=0)
+    listing = list_celeba(tmp_path, config("celeba", subsample=False, seed=0))
     assert found(listing, "train")[:3] == [("000001.jpg", 1, 1), ("000002.jpg", 0, 0), ("000003.jpg", 1, 0)]
     assert found(listing, "valid") == [("000004.jpg", 0, 1)]
     assert found(listing, "test") == [("000005.jpg", 1, 1)]
@@ -271,17 +282,17 @@ def test_celeba(tmp_path: Path, kind: str, below: str) -> None:
 
 def test_celeba_subsample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_celeba(tmp_path)
-    whole = list_celeba(tmp_path, subsample=False, seed=0)
-    assert list_celeba(tmp_path, subsample=True, seed=0) == whole, "there are not 2,000"
+    whole = list_celeba(tmp_path, config("celeba", subsample=False, seed=0))
+    assert list_celeba(tmp_path, config("celeba", subsample=True, seed=0)) == whole, "there are not 2,000"
     monkeypatch.setattr(celeba, "_KEPT_OF_COMMONEST", 7)
-    drawn = list_celeba(tmp_path, subsample=True, seed=0)
+    drawn = list_celeba(tmp_path, config("celeba", subsample=True, seed=0))
     groups = Counter((item.target, item.bias) for item in drawn.splits["train"])
     assert groups == {(0, 1): 7, (0, 0): 1, (1, 0): 1, (1, 1): 1}
     assert drawn.splits["train"] == sorted(drawn.splits["train"], key=lambda item: item.path)
     assert drawn.splits["test"] == whole.splits["test"]
     assert drawn.notes == whole.notes
-    assert list_celeba(tmp_path, subsample=True, seed=0) == drawn
-    assert list_celeba(tmp_path, subsample=True, seed=1) != drawn
+    assert list_celeba(tmp_path, config("celeba", subsample=True, seed=0)) == drawn
+    assert list_celeba(tmp_path, config("celeba", subsample=True, seed=1)) != drawn
 
 
 def edit(path: Path, change: Callable[[str], str]) -> None:
@@ -315,7 +326,7 @@ def edit(path: Path, change: Callable[[str], str]) -> None:
 def test_celeba_that_is_not_as_published(tmp_path: Path, change: Callable[[Path], object], expected: str) -> None:
     make_celeba(tmp_path)
     change(tmp_path)
-    assert expected in refused(lambda: list_celeba(tmp_path, subsample=False, seed=0))
+    assert expected in refused(lambda: list_celeba(tmp_path, config("celeba", subsample=False, seed=0)))
 
 
 # Waterbirds
@@ -337,7 +348,7 @@ def make_waterbirds(root: Path) -> Path:
 
 def test_waterbirds(tmp_path: Path) -> None:
     make_waterbirds(tmp_path / "waterbird_complete95_forest2water2")
-    listing = list_waterbirds(tmp_path)
+    listing = list_waterbirds(tmp_path, config("waterbirds"))
     assert found(listing, "train") == [("a/1.jpg", 0, 1), ("b/2.jpg", 1, 1)]
     assert found(listing, "valid") == [("a/3.jpg", 0, 0)]
     assert found(listing, "test") == [("b/4.jpg", 1, 0)]
@@ -366,7 +377,7 @@ def test_waterbirds_that_are_not_as_published(tmp_path: Path, change: Callable[[
     make_waterbirds(tmp_path)
     edit(tmp_path / "metadata.csv", lambda text: text.replace("\r", ""))
     change(tmp_path)
-    assert expected in refused(lambda: list_waterbirds(tmp_path))
+    assert expected in refused(lambda: list_waterbirds(tmp_path, config("waterbirds")))
 
 
 def test_a_listing_can_be_packed(tmp_path: Path) -> None:
@@ -379,7 +390,7 @@ def test_a_listing_can_be_packed(tmp_path: Path) -> None:
         def advance(self, what: str, done: int, total: int) -> None: ...
 
     dataset = pack(
-        list_waterbirds(tmp_path / "in"),
+        list_waterbirds(tmp_path / "in", config("waterbirds")),
         tmp_path / "out",
         size=8,
         fit="crop",

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from torchvision import transforms
 
-from denetdm_cli.data.importers import pack as importing
-from denetdm_cli.data.importers.pack import UnreadableError, read_image
+from denetdm_cli.data.importers import decode as importing
+from denetdm_cli.data.importers.decode import UnreadableError, read_image
 
 RGB = np.random.RandomState(0).randint(0, 256, (30, 41, 3)).astype(np.uint8)
 GREY = np.arange(0, 65536, 53, dtype=np.uint16)[: 30 * 41].reshape(30, 41)
