@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from denetdm_cli.config.schema import Config, DataConfig, StageConfig
+from denetdm_cli.config.schema import Config, DataConfig, MethodSettings
 from denetdm_cli.methods.denetdm.models import ProductOfExperts, TargetModel
 from denetdm_cli.utils.seed import derive_seed, generator
 
@@ -48,7 +48,7 @@ def normalised(pixels: Tensor, config: DataConfig) -> Tensor:
 
 
 def batches(
-    images: Images, config: DataConfig, settings: StageConfig, seed: torch.Generator
+    images: Images, config: DataConfig, settings: MethodSettings, seed: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """An epoch: a shuffled order, and where there is augmentation, cropped and mirrored images."""
     count = len(images.target)
@@ -83,7 +83,7 @@ def trained(
     predict: Callable[[Tensor], dict[str, Tensor]],
 ) -> list[Epoch]:
     """Train `parts`, whose frozen ones have no gradients, with torch's own Adam."""
-    settings: StageConfig = getattr(config, stage.replace("-", "_"))
+    settings: MethodSettings = getattr(config, stage.replace("-", "_"))
     learning = [part for part in parts.values() if next(part.parameters()).requires_grad]
     optimizer = torch.optim.Adam(
         [parameter for part in learning for parameter in part.parameters()],

@@ -1,7 +1,6 @@
 """The configs commands: list, print and copy the shipped configurations."""
 
 import shlex
-import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -30,10 +29,8 @@ def configs_ls() -> None:
 
 
 def configs_show(name: ConfigArgument) -> None:
-    """Print a shipped configuration."""
-    from denetdm_cli.config.load import preset_path
-
-    typer.echo(preset_path(name).read_text(encoding="utf-8"), nl=False)
+    """Print a shipped configuration in full, every key with what it means."""
+    typer.echo(_resolved(name), nl=False)
 
 
 def configs_cp(
@@ -41,15 +38,23 @@ def configs_cp(
     destination: Annotated[Path, typer.Argument(help="File to write.", metavar="FILE")],
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
-    """Copy a shipped configuration to a file of your own."""
-    from denetdm_cli.config.load import preset_path
-    from denetdm_cli.utils.files import atomic_file
+    """Write a shipped configuration in full to a file of your own."""
+    from denetdm_cli.utils.files import write_text
 
-    source = preset_path(name)
+    text = _resolved(name)
     if destination.is_dir():
-        destination = destination / source.name
+        destination = destination / f"{name}.yaml"
     if destination.exists() and not force:
         raise ConfigError(f"{destination} exists", "Give another name, or --force to replace it.")
-    with atomic_file(destination) as temporary:
-        shutil.copyfile(source, temporary)
+    write_text(destination, text)
     typer.echo(f"{destination}: use it with denetdm train-poe --config {shlex.quote(str(destination))}")
+
+
+def _resolved(name: str) -> str:
+    """The configuration as commented YAML, after the comments that its preset begins with."""
+    from denetdm_cli.config.load import load_config, preset_path, to_commented_yaml
+
+    path = preset_path(name)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    head = [line for line in lines if line.startswith("#")]
+    return "\n".join([*head, ""]) + to_commented_yaml(load_config(path))

@@ -15,6 +15,7 @@ from rich.text import Text
 from denetdm_cli.data.store import StoredDataset
 from denetdm_cli.evaluation.metrics import LABEL_METRICS
 from denetdm_cli.evaluation.selection import selection_note
+from denetdm_cli.methods.base import warnings_in
 from denetdm_cli.results.score import Score
 from denetdm_cli.training.events import StageFinished
 from denetdm_cli.utils.log import info, quiet, show_warnings, stream
@@ -41,8 +42,7 @@ def show_finished(finished: StageFinished, rule: str, next_command: str) -> None
     out.print(f"Run folder: {finished.folder}", markup=False, soft_wrap=True)
     if not quiet():
         out.print(f"Next: {next_command}", markup=False, soft_wrap=True)
-    if kept["separation"]:
-        show_warnings(kept["separation"]["warnings"])
+    show_warnings(warnings_in(kept))
 
 
 def show_scores(scores: Sequence[Score], summary: Mapping[str, Any]) -> None:

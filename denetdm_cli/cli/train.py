@@ -1,6 +1,7 @@
-"""The commands that train: the two stages, of one run or many."""
+"""The commands that train: any method by its name, and the two stages of DeNetDM; one run or many."""
 
 from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -33,30 +34,36 @@ _MOST_SEEDS = 1000
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
+    app.command("train")(train)
     app.command("train-poe")(train_poe)
     app.command("distill")(distill)
 
 
-def train_poe(
-    dataset: Annotated[
-        str | None,
-        typer.Option(
-            help="Preset by name, such as coloredmnist; denetdm configs ls.",
-            metavar="NAME",
-            autocompletion=complete_presets,
-        ),
-    ] = None,
-    config_file: Annotated[
-        Path | None, typer.Option("--config", help="A YAML file of your own.", metavar="FILE")
-    ] = None,
+DatasetOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Preset by name, such as coloredmnist; denetdm configs ls.",
+        metavar="NAME",
+        autocompletion=complete_presets,
+    ),
+]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="A YAML file of your own.", metavar="FILE")]
+RatioOption = Annotated[
+    list[float] | None, typer.Option(help="Conflict ratio of the data set; several are as many runs.")
+]
+SeedOption = Annotated[int | None, typer.Option(help="Seed of initialization and data order.")]
+SeedsOption = Annotated[str | None, typer.Option(help="Several seeds, as many runs: 0-4, or 0,2,7.", metavar="LIST")]
+EvaluateOption = Annotated[bool, typer.Option("--then-evaluate", help="Evaluate what was trained last.")]
+
+
+def train(
+    method: Annotated[str, typer.Argument(help="Name of the method: erm, train-poe, distill.", metavar="METHOD")],
+    dataset: DatasetOption = None,
+    config_file: ConfigOption = None,
     settings: SetOption = None,
-    ratio: Annotated[
-        list[float] | None, typer.Option(help="Conflict ratio of the data set; several are as many runs.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of initialisation and data order.")] = None,
-    seeds: Annotated[
-        str | None, typer.Option(help="Several seeds, as many runs: 0-4, or 0,2,7.", metavar="LIST")
-    ] = None,
+    ratio: RatioOption = None,
+    seed: SeedOption = None,
+    seeds: SeedsOption = None,
     epochs: EpochsOption = None,
     batch_size: BatchSizeOption = None,
     select: SelectOption = None,
@@ -67,41 +74,60 @@ def train_poe(
     data_root: DataRootOption = None,
     source: SourceOption = None,
     out: OutOption = None,
-    then_distill: Annotated[bool, typer.Option("--then-distill", help="Go on with stage 2.")] = False,
-    then_evaluate: Annotated[bool, typer.Option("--then-evaluate", help="Evaluate what was trained last.")] = False,
+    then_evaluate: EvaluateOption = False,
+    resume: ResumeOption = "auto",
+    force: ForceOption = False,
+    track: TrackOption = None,
+) -> None:
+    """Train a method on a data set, after what it starts from where that is not finished."""
+    common.launched(processes)
+    from denetdm_cli.config.explain import nearest
+    from denetdm_cli.methods import METHODS
+    from denetdm_cli.training.pipeline import methods_up_to
+
+    if method not in METHODS:
+        raise ConfigError(f"unknown method {method!r}{nearest(method, METHODS)}", f"Methods: {', '.join(METHODS)}.")
+    options = _options(
+        method, epochs=epochs, batch_size=batch_size, select=select, device=device, precision=precision,
+        data_root=data_root, out=out,
+    )  # fmt: skip
+    configs = _new_runs(dataset, config_file, settings, options, ratio, seed, seeds)
+    stages = methods_up_to(method)
+    _train(configs, _in_new_folders(stages, resume, (method,) if force else (), track), source, workers, then_evaluate)
+
+
+def train_poe(
+    dataset: DatasetOption = None,
+    config_file: ConfigOption = None,
+    settings: SetOption = None,
+    ratio: RatioOption = None,
+    seed: SeedOption = None,
+    seeds: SeedsOption = None,
+    epochs: EpochsOption = None,
+    batch_size: BatchSizeOption = None,
+    select: SelectOption = None,
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
+    workers: WorkersOption = None,
+    processes: ProcessesOption = None,
+    data_root: DataRootOption = None,
+    source: SourceOption = None,
+    out: OutOption = None,
+    then_distill: Annotated[bool, typer.Option("--then-distill", help="Then train stage 2.")] = False,
+    then_evaluate: EvaluateOption = False,
     resume: ResumeOption = "auto",
     force: ForceOption = False,
     track: TrackOption = None,
 ) -> None:
     """Stage 1: train a shallow and a deep branch as a product of experts."""
     common.launched(processes)
-    tracks = _trackers(track)
-    options: dict[str, Any] = {
-        "dataset.root": data_root,
-        "train_poe.epochs": epochs,
-        "train_poe.batch_size": batch_size,
-        "selection": select,
-        "device": device,
-        "compute.precision": precision,
-        "out": out,
-    }
-    ratios: list[float | None] = [*ratio] if ratio else [None]
-    if len(set(ratios)) < len(ratios):
-        raise ConfigError("--ratio names a conflict ratio twice", "Name each of them once.")
-    many = [
-        options | {"seed": one_seed, "dataset.ratio": one_ratio}
-        for one_ratio in ratios
-        for one_seed in _seeds(seed, seeds)
-    ]
-    configs = [common.absolute(common.load_config(dataset, config_file, settings, one)) for one in many]
-
-    def job(config: Any, stored: Any) -> Any:
-        from denetdm_cli.training.pipeline import Job
-        from denetdm_cli.training.stages import run_path
-
-        return Job(config, run_path(config, stored), stored.path, None, then_distill, resume, force, tracks)
-
-    _train(configs, job, source, workers, then_evaluate)
+    options = _options(
+        "train-poe", epochs=epochs, batch_size=batch_size, select=select, device=device, precision=precision,
+        data_root=data_root, out=out,
+    )  # fmt: skip
+    configs = _new_runs(dataset, config_file, settings, options, ratio, seed, seeds)
+    stages = ("train-poe", "distill") if then_distill else ("train-poe",)
+    _train(configs, _in_new_folders(stages, resume, stages if force else (), track), source, workers, then_evaluate)
 
 
 def distill(
@@ -128,36 +154,81 @@ def distill(
     from denetdm_cli.config.load import load_config
     from denetdm_cli.training import stages
     from denetdm_cli.training.pipeline import Job
-    from denetdm_cli.training.run_folder import finished_stage_1
+    from denetdm_cli.training.run_folder import finished_stage
     from denetdm_cli.utils import log
 
-    tracks = _trackers(track)
-    options = {
-        "dataset.root": data_root,
-        "distill.epochs": epochs,
-        "distill.batch_size": batch_size,
-        "distill.teacher": teacher,
-        "selection": select,
-        "device": device,
-        "compute.precision": precision,
-        "out": out,
-    }
+    trackers = _trackers(track)
+    options = _options(
+        "distill", epochs=epochs, batch_size=batch_size, select=select, device=device, precision=precision,
+        data_root=data_root, out=out,
+    ) | {"distill.teacher": teacher}  # fmt: skip
     if len({run.resolve() for run in runs}) < len(runs):
         raise ConfigError("a run is named twice", "Name each of them once.")
     moved = out is not None or any(setting.partition("=")[0].strip() == "out" for setting in settings or ())
-    teachers = [finished_stage_1(run) for run in runs]
-    configs = [common.absolute(load_config(stage_1.config_file, settings or (), options)) for stage_1 in teachers]
-    for resolved, stage_1 in zip(configs, teachers, strict=True):
-        warnings = stages.separation_warnings(resolved, stage_1)
-        log.show_warnings([f"{common.shell_path(stage_1.path.parent)}: {w}" if len(runs) > 1 else w for w in warnings])
+    teachers = [finished_stage(run, "train-poe") for run in runs]
+    configs = [common.absolute(load_config(folder.config_file, settings or (), options)) for folder in teachers]
+    for config, folder in zip(configs, teachers, strict=True):
+        warnings = stages.teacher_warnings("distill", config, folder)
+        log.show_warnings([f"{common.shell_path(folder.path.parent)}: {w}" if len(runs) > 1 else w for w in warnings])
     from_folder = iter(teachers)
 
-    def job(resolved: Any, stored: Any) -> Any:
-        stage_1 = next(from_folder)
-        home = stages.run_path(resolved, stored) if moved else stage_1.path.parent
-        return Job(resolved, home, stored.path, stage_1.path.parent, True, resume, force, tracks)
+    def job(config: Any, dataset: Any) -> Any:
+        run = next(from_folder).path.parent
+        home = stages.run_path(config, dataset) if moved else run
+        return Job(config, home, dataset.path, ("distill",), run, resume, ("distill",) if force else (), trackers)
 
     _train(configs, job, source, workers, then_evaluate)
+
+
+def _options(method: str, **given: Any) -> dict[str, Any]:
+    """The keys that the options of a training command set; None where an option is not given."""
+    section = method.replace("-", "_")
+    keys = {
+        "epochs": f"{section}.epochs",
+        "batch_size": f"{section}.batch_size",
+        "select": "selection",
+        "device": "device",
+        "precision": "compute.precision",
+        "data_root": "dataset.root",
+        "out": "out",
+    }
+    return {keys[name]: value for name, value in given.items()}
+
+
+def _new_runs(
+    dataset: str | None,
+    config_file: Path | None,
+    settings: list[str] | None,
+    options: dict[str, Any],
+    ratio: list[float] | None,
+    seed: int | None,
+    seeds: str | None,
+) -> list[Any]:
+    """The configuration of each run: every ratio with every seed."""
+    ratios: list[float | None] = [*ratio] if ratio else [None]
+    if len(set(ratios)) < len(ratios):
+        raise ConfigError("--ratio names a conflict ratio twice", "Name each of them once.")
+    many = [
+        options | {"seed": one_seed, "dataset.ratio": one_ratio}
+        for one_ratio in ratios
+        for one_seed in _seeds(seed, seeds)
+    ]
+    return [common.absolute(common.load_config(dataset, config_file, settings, one)) for one in many]
+
+
+def _in_new_folders(
+    methods: tuple[str, ...], resume: Any, forced: tuple[str, ...], track: list[str] | None
+) -> Callable[[Any, Any], Any]:
+    """What makes the job of a run, in the folder that its configuration names."""
+    trackers = _trackers(track)
+
+    def job(config: Any, dataset: Any) -> Any:
+        from denetdm_cli.training.pipeline import Job
+        from denetdm_cli.training.stages import run_path
+
+        return Job(config, run_path(config, dataset), dataset.path, methods, None, resume, forced, trackers)
+
+    return job
 
 
 def _trackers(given: list[str] | None) -> tuple[str, ...]:
@@ -191,7 +262,7 @@ def _seeds(seed: int | None, seeds: str | None) -> list[int | None]:
 def _train(
     configs: list[Any], job: Callable[[Any, Any], Any], source: Path | None, workers: int | None, then_evaluate: bool
 ) -> None:
-    """Make the data sets that are missing, train one run or many, and show what they came to."""
+    """Make the data sets that are missing, train one run or many, and show the results."""
     from denetdm_cli.cli import tables
     from denetdm_cli.utils import distributed
     from denetdm_cli.utils.device import resolve_device
@@ -225,21 +296,18 @@ def _train(
     else:
         report([finished.folder for finished in ends])
     if then_evaluate:
-        _evaluate(jobs)
+        last = {finished.folder.parent: finished.folder for finished in ends}
+        for _, alike in groupby((job for job in jobs if job.run in last), lambda job: job.dataset_path):
+            evaluate([last[job.run] for job in alike], select=jobs[0].config.selection)
 
 
 def _next_command(finished: Any, config: Any, dataset: Any) -> str:
     """What one types after a stage."""
-    if finished.results["stage"] == "train-poe":
-        images = len(dataset.splits["train"].target)
-        smaller = f" --batch-size {config.train_poe.batch_size}" if config.distill.batch_size > images else ""
-        return f"denetdm distill {common.shell_path(finished.folder.parent)}{smaller}"
-    return f"denetdm evaluate {common.shell_path(finished.folder)}"
+    from denetdm_cli.methods import METHODS
 
-
-def _evaluate(jobs: list[Any]) -> None:
-    """Evaluate what jobs trained last, those of one data set together."""
-    from itertools import groupby
-
-    for _, alike in groupby(jobs, lambda job: job.dataset_path):
-        evaluate([job.run for job in alike], select=jobs[0].config.selection)
+    if METHODS[finished.results["stage"]].exports:
+        return f"denetdm evaluate {common.shell_path(finished.folder)}"
+    images = len(dataset.splits["train"].target)
+    stage_1 = config.settings("train-poe").batch_size
+    smaller = f" --batch-size {stage_1}" if config.settings("distill").batch_size > images else ""
+    return f"denetdm distill {common.shell_path(finished.folder.parent)}{smaller}"

@@ -11,12 +11,13 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from denetdm_cli.config.schema import KINDS, Config
+from denetdm_cli.config.schema import KINDS, config_schema
 
 _SHOWN_LENGTH = 80
 
 
-def _explain(details: ErrorDetails) -> str:
+def explain(details: ErrorDetails) -> str:
+    """A problem that pydantic found, in one line: key, value and what is allowed."""
     key, owner, field = _place(details["loc"])
     value, kind = details["input"], details["type"]
     if kind == "extra_forbidden":
@@ -26,7 +27,7 @@ def _explain(details: ErrorDetails) -> str:
             near = f"; {leaf} goes with {', '.join(kinds)}"
         else:
             names = [f"{section}.{name}".strip(".") for name in owner.model_fields]
-            near = _nearest(key, names) or _nearest(key, _keys())
+            near = nearest(key, names) or nearest(key, _keys())
         return f"{key}: unknown key (value {_shown(value)}); {section or 'the top'} has {beside}{near}"
     if kind == "value_error":
         return f"{key}: {details['ctx']['error']}"
@@ -34,17 +35,17 @@ def _explain(details: ErrorDetails) -> str:
         name = value.get("name") if isinstance(value, Mapping) else None
         choices = _kinds(key)
         said = f"{key}.name: {_shown(name)} is not allowed" if name is not None else f"{key}.name: missing"
-        return f"{said}; must be one of {', '.join(choices)}{_nearest(name, choices) if isinstance(name, str) else ''}"
+        return f"{said}; must be one of {', '.join(choices)}{nearest(name, choices) if isinstance(name, str) else ''}"
     if kind == "missing":
-        return f"{key}: missing; must be {_allowed(field, key)}"
-    hint = _nearest(value, _choices(field, key)) if isinstance(value, str) else ""
-    return f"{key}: {_shown(value)} is not allowed; must be {_allowed(field, key)}{hint}"
+        return f"{key}: missing; must be {allowed(field, key)}"
+    hint = nearest(value, _choices(field, key)) if isinstance(value, str) else ""
+    return f"{key}: {_shown(value)} is not allowed; must be {allowed(field, key)}{hint}"
 
 
 def _place(location: tuple[int | str, ...]) -> tuple[str, type[BaseModel], FieldInfo | None]:
     """Where an error is: the dotted key, the section it lies in, and its field (None for an unknown key)."""
-    owner: type[BaseModel] = Config
-    section: type[BaseModel] | None = Config
+    owner: type[BaseModel] = config_schema()
+    section: type[BaseModel] | None = owner
     field: FieldInfo | None = None
     key = ""
     for part in map(str, location):
@@ -55,11 +56,12 @@ def _place(location: tuple[int | str, ...]) -> tuple[str, type[BaseModel], Field
         key = f"{key}.{part}".strip(".")
         if field is None:
             break
-        section = field.annotation if _is_section(field.annotation) else None
+        section = field.annotation if is_section(field.annotation) else None
     return key or "(whole configuration)", owner, field
 
 
-def _is_section(annotation: Any) -> TypeGuard[type[BaseModel]]:
+def is_section(annotation: Any) -> TypeGuard[type[BaseModel]]:
+    """Whether the type of a key is a section with keys of its own."""
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
@@ -74,7 +76,7 @@ def _shown(value: object) -> str:
     return text if len(text) <= _SHOWN_LENGTH else f"{text[:_SHOWN_LENGTH]}..."
 
 
-def _nearest(word: str, known: Iterable[str]) -> str:
+def nearest(word: str, known: Iterable[str]) -> str:
     """The closest known names, as a question: one of the same section, or else one or several elsewhere."""
     section, _, leaf = word.lower().rpartition(".")
     beside: dict[str, list[str]] = {}
@@ -90,15 +92,15 @@ def _nearest(word: str, known: Iterable[str]) -> str:
     return ""
 
 
-def _keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+def _keys(section: type[BaseModel] | None = None, prefix: str = "") -> list[str]:
     """Dotted names of all keys, those of every kind of section included."""
     found: list[str] = []
-    for name, field in section.model_fields.items():
+    for name, field in (section or config_schema()).model_fields.items():
         key = prefix + name
         found.append(key)
         inner = list(KINDS[key].values()) if key in KINDS else [field.annotation]
         for kind in inner:
-            if _is_section(kind):
+            if is_section(kind):
                 found += [each for each in _keys(kind, f"{key}.") if each not in found]
     return found
 
@@ -110,12 +112,12 @@ def _choices(field: FieldInfo | None, key: str) -> list[str]:
     return [str(value) for kind in kinds if typing.get_origin(kind) is Literal for value in typing.get_args(kind)]
 
 
-def _allowed(field: FieldInfo | None, key: str) -> str:
+def allowed(field: FieldInfo | None, key: str) -> str:
     """What a key may hold, in words."""
     if field is None:
         return "a known key"
-    if field.description:
-        return field.description
+    if field.title:  # in words, where the annotation does not say it
+        return field.title
     if key in KINDS:
         return f"a section with a name, one of {', '.join(_kinds(key))}, and the keys that go with it"
     return _words(field.annotation, field.metadata)
@@ -134,7 +136,7 @@ def _words(annotation: Any, metadata: Iterable[Any] = ()) -> str:
         length = next((rule.min_length for rule in rules if isinstance(rule, MinLen)), "several")
         each = _words(arguments[0]).removeprefix("a finite number").strip()
         return f"a list of {length} numbers {each}".strip()
-    if _is_section(annotation):
+    if is_section(annotation):
         return "a section with the keys " + ", ".join(annotation.model_fields)
     words = {int: "a whole number", float: "a finite number", bool: "true or false", type(None): "null"}
     words[str] = "text, if need be in quotes"

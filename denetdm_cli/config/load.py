@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from denetdm_cli.config.explain import _explain, _nearest
+from denetdm_cli.config.explain import explain, nearest
 from denetdm_cli.config.presets import preset_folder, preset_names
-from denetdm_cli.config.schema import Config
+from denetdm_cli.config.schema import KINDS, Config, config_schema
 from denetdm_cli.utils.errors import ConfigError
 
 
@@ -25,6 +25,24 @@ def to_yaml(config: Config) -> str:
     return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
 
 
+def to_commented_yaml(config: Config) -> str:
+    """As `to_yaml`, with the description of each key from the schema as a comment."""
+    return "\n".join(_commented(config)) + "\n"
+
+
+def _commented(section: BaseModel, indent: str = "") -> Iterator[str]:
+    fields = type(section).model_fields
+    for name in sorted(fields, key=lambda name: bool(indent) or not isinstance(getattr(section, name), BaseModel)):
+        value, description = getattr(section, name), fields[name].description
+        comment = f"  # {description}" if description else ""
+        if isinstance(value, BaseModel):
+            yield f"{indent}{name}:{comment}"
+            yield from _commented(value, f"{indent}  ")
+        else:
+            text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=10_000).split("\n")[0]
+            yield f"{indent}{name}: {text}{comment}"
+
+
 def preset_path(name: str) -> Path:
     """The YAML file of a shipped configuration.
 
@@ -33,7 +51,7 @@ def preset_path(name: str) -> Path:
     """
     if name not in preset_names():
         raise ConfigError(
-            f"unknown data set or preset {name!r}{_nearest(name, preset_names())}",
+            f"unknown data set or preset {name!r}{nearest(name, preset_names())}",
             f"Known presets: {', '.join(preset_names())} (denetdm configs ls). "
             "A file of your own goes with --config FILE.",
         )
@@ -50,7 +68,7 @@ def load_config(path: Path, settings: Iterable[str] = (), options: Mapping[str, 
     Raises:
         ConfigError: with every unknown key, missing key, wrong type and value out of range, all at once.
     """
-    tree = _read(path)
+    tree = _with_defaults(_read(path))
     problems: list[str] = []
     given: dict[str, object] = {}
     for setting in settings:
@@ -83,7 +101,7 @@ def from_mapping(tree: Mapping[str, object], origin: str) -> Config:
     Raises:
         ConfigError: as `load_config`; `origin` says where the mapping came from.
     """
-    return _validate(dict(tree), origin, [])
+    return _validate(_with_defaults(tree), origin, [])
 
 
 def differences(ours: Config, theirs: Config) -> list[tuple[str, object, object]]:
@@ -146,6 +164,27 @@ def _read(path: Path) -> dict[str, Any]:
     return tree
 
 
+def _with_defaults(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A tree on top of the defaults, so that `--set` changes one key of a section and leaves the others."""
+    schema = config_schema()
+    defaults = {name: field.default for name, field in schema.model_fields.items() if not field.is_required()}
+    plain = {name: value.model_dump() if isinstance(value, BaseModel) else value for name, value in defaults.items()}
+    return _merged(plain, tree)
+
+
+def _merged(defaults: Mapping[str, Any], given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Given values over defaults; a section that chooses another kind by its name has none of the defaults."""
+    merged = dict(defaults)
+    for key, value in given.items():
+        default = defaults.get(key)
+        if isinstance(value, Mapping) and isinstance(default, Mapping):
+            other_kind = f"{prefix}{key}" in KINDS and value.get("name", default["name"]) != default["name"]
+            merged[key] = dict(value) if other_kind else _merged(default, value, f"{prefix}{key}.")
+        else:
+            merged[key] = value
+    return merged
+
+
 def _assign(tree: dict[str, Any], key: str, value: object) -> None:
     *sections, leaf = key.split(".")
     for section in sections:
@@ -157,9 +196,9 @@ def _assign(tree: dict[str, Any], key: str, value: object) -> None:
 
 def _validate(tree: dict[str, Any], origin: str, problems: list[str]) -> Config:
     try:
-        config = Config.model_validate(tree)
+        config = config_schema().model_validate(tree)
     except ValidationError as error:
-        problems = problems + [_explain(details) for details in error.errors(include_url=False)]
+        problems = problems + [explain(details) for details in error.errors(include_url=False)]
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         lines = "".join(f"\n  {problem}" for problem in problems)

@@ -27,19 +27,17 @@ _PIXELS_AT_ONCE = 2**22
 class Batch:
     """What a training step or an evaluation reads; B images.
 
-    The bias attribute is not in it, for no method may train on it.
-
     Attributes:
         x: (B, 3, H, W) float32, pixel/255 and then normalised where the configuration says so.
         y: (B,) int64, target attribute.
         index: (B,) int64, position in the split.
-        known: what the method has computed of these images beforehand, (B, ...) each; only `Pool` gives it.
+        bias: (B,) int64, bias attribute; None but for a method that declares that it trains on it.
     """
 
     x: Tensor
     y: Tensor
     index: Tensor
-    known: tuple[Tensor, ...] = ()
+    bias: Tensor | None = None
 
 
 class Batches:
@@ -51,6 +49,7 @@ class Batches:
         config: where images are kept, normalisation, augmentation; None is `auto` without either.
         augment: whether `shuffled` augments as the configuration says; nothing else ever does.
         channels_last: lay `x` out as convolutions read it fastest; its shape and values are the same.
+        with_bias: give the bias attribute in batches.
 
     Attributes:
         target: (N,) int64, for evaluation; batches hold it as `y`.
@@ -67,11 +66,13 @@ class Batches:
         *,
         augment: bool = False,
         channels_last: bool = False,
+        with_bias: bool = False,
     ) -> None:
         self.device = device
         self.target = split.target.astype(np.int64)
         self.bias = None if split.bias is None else split.bias.astype(np.int64)
         self._y = torch.from_numpy(self.target).to(device)
+        self._bias = torch.from_numpy(self.bias).to(device) if with_bias and self.bias is not None else None
         _, self._height, self._width, self._channels = split.images.shape
         self._normalise = Normalisation(config, device)
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -86,6 +87,11 @@ class Batches:
 
     def __len__(self) -> int:
         return len(self.target)
+
+    @property
+    def augments(self) -> bool:
+        """Whether images of `shuffled` differ from epoch to epoch."""
+        return self._augmentation is not None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -114,10 +120,21 @@ class Batches:
         first, every = share
         return self._walk(torch.arange(len(self)), parts[first::every], None)
 
-    def order(self, size: int, generator: torch.Generator, *, drop_last: bool) -> Tensor:
+    def epoch_size(self, size: int, weights: Tensor | None = None, *, drop_last: bool) -> int:
+        """Images that `shuffled` gives."""
+        drawn = len(self) if weights is None or weights.is_floating_point() else int(weights.sum())
+        return drawn // size * size if drop_last else drawn
+
+    def _order(self, size: int, generator: torch.Generator, weights: Tensor | None, *, drop_last: bool) -> Tensor:
         """Positions (M,) int64 on the CPU of the images that `shuffled` gives, one after the other."""
-        order = torch.randperm(len(self), generator=generator)
-        return order[: len(order) // size * size] if drop_last else order
+        if weights is None:
+            order = torch.randperm(len(self), generator=generator)
+        elif weights.is_floating_point():
+            order = torch.multinomial(weights.double(), len(self), replacement=True, generator=generator)
+        else:
+            copies = torch.arange(len(self)).repeat_interleave(weights)
+            order = copies[torch.randperm(len(copies), generator=generator)]
+        return order[: self.epoch_size(size, weights, drop_last=drop_last)]
 
     def shuffled(
         self,
@@ -127,8 +144,9 @@ class Batches:
         drop_last: bool,
         skip: int = 0,
         share: tuple[int, int] = (0, 1),
+        weights: Tensor | None = None,
     ) -> Iterator[Batch]:
-        """Every image once, `size` at a time, in an order and augmented in a way that `generator` alone decides.
+        """Every image once, or as often as `weights` say, `size` at a time; `generator` alone decides order and crops.
 
         Args:
             size: images a batch.
@@ -136,14 +154,17 @@ class Batches:
             drop_last: leave out an incomplete last batch.
             skip: batches at the start to leave out.
             share: (k, n): of every batch only image k and each n-th after it, or the first where it has no k-th.
+            weights: (N,) on the CPU, as `Method.sample_weights`.
         """
-        order = self.order(size, generator, drop_last=drop_last)
+        order = self._order(size, generator, weights, drop_last=drop_last)
         crops = None
         if self._augmentation is not None:
             # From a stream of its own, seeded after the order is drawn: augmentation must not change the order.
             seed = int(torch.randint(2**63 - 1, (), generator=generator))
             own = torch.Generator().manual_seed(seed)
-            crops = draw_crops(self._augmentation, len(self), self._height, self._width, own).to(self.device)
+            crops = draw_crops(self._augmentation, max(len(self), len(order)), self._height, self._width, own).to(
+                self.device
+            )
         parts = [slice(start, min(start + size, len(order))) for start in range(0, len(order), size)]
         return self._walk(order, [_share(part, *share) for part in parts[skip:]], crops)
 
@@ -157,7 +178,8 @@ class Batches:
 
     def _batch(self, images: Tensor, index: Tensor) -> Batch:
         x = self._normalise(images).contiguous(memory_format=self._layout)
-        return Batch(x, self._y.index_select(0, index), index)
+        bias = None if self._bias is None else self._bias.index_select(0, index)
+        return Batch(x, self._y.index_select(0, index), index, bias)
 
     def _blocks(self, rows: Sequence[Tensor], indices: Sequence[Tensor]) -> Generator[Tensor, None, None]:
         """Images (B, C, H, W) uint8 on the device, contiguous and the caller's own, one block at a time.

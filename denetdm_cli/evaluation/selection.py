@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from denetdm_cli.config.schema import Config, SelectionRule
+from denetdm_cli.config.schema import Config, MethodSettings, SelectionRule
 from denetdm_cli.evaluation.metrics import LABEL_METRICS
 
 SELECTED_ON = {"last": None, "valid": "valid", "paper": "evaluation"}
@@ -13,10 +13,10 @@ SELECTED_ON = {"last": None, "valid": "valid", "paper": "evaluation"}
 _REPORTED = {"bffhq": "conflicting", "bar": "conflicting", "celeba": "worst_group", "waterbirds": "worst_group"}
 
 
-def reported_metric(config: Config) -> str:
-    """The metric that the literature reports for a data set; for own images the one that the target is picked by."""
+def reported_metric(config: Config, settings: MethodSettings) -> str:
+    """The metric that the literature reports for a data set; for own images the one that the method is selected by."""
     if config.dataset.name == "folder":
-        return config.distill.selection_metric.split(".")[1]
+        return settings.selection_metric.split(".")[1]
     return _REPORTED.get(config.dataset.name, "unbiased")
 
 

@@ -72,9 +72,9 @@ def convert_to_official(source: Path, destination: Path, *, force: bool = False)
         CheckpointError: the source is missing, damaged or of another architecture than the official one, or the
             destination exists and differs.
     """
-    loaded = checkpoint.load_model(source, torch.device("cpu"))
+    loaded = checkpoint.load_method(source, torch.device("cpu"))
     kind = _kind_of(loaded, source)
-    state = to_official(loaded.model.state_dict(), kind, str(source))
+    state = to_official(loaded.method.model.state_dict(), kind, str(source))
     if _to_write(source, destination, lambda: _is_official(destination, state), force=force):
         buffer = io.BytesIO()  # torch.save would put the name of a temporary file into it
         torch.save(state, buffer)
@@ -109,15 +109,15 @@ def _notes(state: Mapping[str, Tensor]) -> dict[str, str]:
 def _metadata(kind: Official, source: Mapping[str, str | int | None]) -> dict[str, Any]:
     """What a converted checkpoint says of itself. What the file does not say is None; no time of day."""
     config = _preset(kind)
-    stage_1 = provenance("paper", config.train_poe.selection_metric, None)
-    distilled = kind.stage == "distill"
+    stage_1 = provenance("paper", config.settings("train-poe").selection_metric, None)
+    distilled, metric = kind.stage == "distill", config.settings("distill").selection_metric
     classes, biases = _NAMES[kind.dataset]
     return {
         "stage": kind.stage,
         "epoch": None,
-        "selection": provenance("paper", config.distill.selection_metric, stage_1) if distilled else stage_1,
+        "selection": provenance("paper", metric, stage_1) if distilled else stage_1,
         "metrics": None,
-        "reported_metric": reported_metric(config),
+        "reported_metric": reported_metric(config, config.settings(kind.stage)),
         "separation": None,
         "seed": None,
         "device": None,
@@ -153,7 +153,7 @@ def _preset(kind: Official) -> Config:
     return config.model_copy(update={"model": ARCHITECTURES[kind.dataset].model})
 
 
-def _kind_of(loaded: checkpoint.LoadedModel, path: Path) -> Official:
+def _kind_of(loaded: checkpoint.LoadedMethod, path: Path) -> Official:
     """Which official model one of ours is.
 
     Raises:
@@ -174,7 +174,7 @@ def _kind_of(loaded: checkpoint.LoadedModel, path: Path) -> Official:
     return nearest
 
 
-def _different_settings(loaded: checkpoint.LoadedModel, kind: Official) -> list[str]:
+def _different_settings(loaded: checkpoint.LoadedMethod, kind: Official) -> list[str]:
     """What the official code would build or feed otherwise: networks, images, classes."""
     branches = ("shallow", "deep") if kind.stage == "train-poe" else ("deep", "target")
     keys = (*(f"model.{branch}." for branch in branches), "data.mean", "data.std")

@@ -13,6 +13,7 @@ from denetdm_cli.evaluation.metrics import METRICS
 from denetdm_cli.evaluation.selection import selection_note
 from denetdm_cli.hub.portable import Portable
 from denetdm_cli.hub.target import Resizing, TargetCheckpoint
+from denetdm_cli.training.pipeline import methods_up_to
 
 _METRIC_NAMES = {
     "unbiased": "Unbiased accuracy (mean over all groups)",
@@ -175,7 +176,7 @@ def _training(shipped: TargetCheckpoint) -> Iterator[str]:
     metadata, config, data = shipped.metadata, shipped.config, shipped.metadata["dataset"]
     yield "## Training"
     yield ""
-    taught = ", taught by the shallow one" if config.distill.w_dist else ""
+    taught = ", taught by the shallow one" if getattr(config.settings("distill"), "w_dist", 0) else ""
     yield (
         f"- Method: {_PAPER}. Stage 1 trains a shallow branch ({_branch(config.model.shallow)}) and a deep one "
         f"({_branch(config.model.deep)}) as a product of experts: the deep one takes the shortcut. Stage 2 trains "
@@ -190,17 +191,12 @@ def _training(shipped: TargetCheckpoint) -> Iterator[str]:
     if metadata.get("source") is not None:
         yield "- Settings: not known; the model was converted from a file that holds the networks alone."
     else:
-        settings, teacher = config.distill, (metadata.get("teacher") or {}).get("epoch")
-        taken = "" if teacher is None else f", of which epoch {teacher} is the teacher"
-        yield (
-            f"- Epochs: {config.train_poe.epochs} of stage 1{taken}; {settings.epochs} of stage 2, of which this is "
-            f"epoch {metadata['epoch']}."
-        )
-        yield (
-            f"- Stage 2: Adam, learning rate {settings.learning_rate}, weight decay {settings.weight_decay}, "
-            f"batches of {settings.batch_size}; weight {settings.w_poe} on the product-of-experts loss and "
-            f"{settings.w_dist} on the distillation loss at temperature {settings.tau}."
-        )
+        for name in methods_up_to(metadata["stage"]):
+            values = config.settings(name).model_dump(exclude={"selection_metric", "teacher"}).items()
+            yield f"- Settings of {name}: {', '.join(f'{key} {value}' for key, value in values)}."
+        teacher = (metadata.get("teacher") or {}).get("epoch")
+        taken = "" if teacher is None else f", from a teacher of epoch {teacher}"
+        yield f"- Epoch: {metadata['epoch']}{taken}."
         for branch, start in (metadata.get("start_weights") or {}).items():
             file, digest = _text(start["file"]), _text(start["sha256"])
             yield f"- The {_text(branch)} branch started from {file} (SHA-256 {digest})."

@@ -78,10 +78,10 @@ def load_target_checkpoint(path: Path, device: torch.device) -> TargetCheckpoint
     Raises:
         CheckpointError: the checkpoint is missing, damaged or one of stage 1.
     """
-    loaded = checkpoint.load_model(path, device)
-    if not isinstance(loaded.model, TargetModel):
+    loaded = checkpoint.load_method(path, device)
+    if not isinstance(loaded.method.model, TargetModel):
         raise CheckpointError(
             f"{path} is a stage-1 checkpoint: it holds a shallow and a deep expert, and no target model yet",
             "Distill the target model from its run folder (denetdm distill RUN), and give that.",
         )
-    return TargetCheckpoint(path, loaded.model, loaded.metadata, loaded.config, device)
+    return TargetCheckpoint(path, loaded.method.model, loaded.metadata, loaded.config, device)

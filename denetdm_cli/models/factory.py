@@ -44,3 +44,9 @@ def learns_from_one_image(branch: nn.Module, image_shape: tuple[int, int, int]) 
     except ValueError:  # "Expected more than 1 value per channel when training"
         return False
     return True
+
+
+def started_from(model: nn.Module) -> dict[str, dict[str, str]]:
+    """By branch, the `file` it started from and that file's `sha256`; branches without start weights are left out."""
+    files = {name: getattr(branch, "started_from", None) for name, branch in model.named_children()}
+    return {name: file for name, file in files.items() if file is not None}

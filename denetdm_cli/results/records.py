@@ -264,7 +264,7 @@ def _planned(folder: RunFolder) -> tuple[int | None, str | None]:
         config = folder.config()
     except CheckpointError as error:
         return None, error.what
-    return (config.distill if folder.path.name.startswith("distill") else config.train_poe).epochs, None
+    return config.settings(folder.method).epochs, None
 
 
 def _completed(folder: RunFolder, lines: int) -> int:

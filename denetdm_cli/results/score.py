@@ -151,7 +151,7 @@ def score_all(
     datasets: dict[Path, StoredDataset] = {}
     batches: dict[tuple[Path, str, str, bool], Batches] = {}
     for path in paths:
-        loaded = checkpoint.load_model(path, device)
+        loaded = checkpoint.load_method(path, device)
         use_threads(loaded.config.threads)
         trained_on = loaded.metadata["dataset"]
         classes = len(trained_on["class_names"])
@@ -175,7 +175,7 @@ def score_all(
         key = (where, split_name, images.model_dump_json(), layout)
         if key not in batches:
             batches[key] = Batches(dataset.splits[split_name], device, images, channels_last=layout)
-        predictions = predict(loaded.model, loaded.model.predict_all, batches[key]).at(rows)
+        predictions = predict(loaded.method.model, loaded.method.predict_all, batches[key]).at(rows)
         yield Score(
             path=path,
             metadata=loaded.metadata,

@@ -15,15 +15,15 @@ from torch import Tensor, nn
 
 from denetdm_cli.config.load import from_mapping
 from denetdm_cli.config.schema import SELECTION_RULES, Config, SelectionRule
-from denetdm_cli.methods.denetdm.models import ProductOfExperts, TargetModel
-from denetdm_cli.training.optimizer import Adam
+from denetdm_cli.methods import METHODS
+from denetdm_cli.methods.base import Method, Task
+from denetdm_cli.training.optimizer import load_optimizer_state, optimizer_state
 from denetdm_cli.utils.errors import CheckpointError, ConfigError
 from denetdm_cli.utils.files import atomic_file
 from denetdm_cli.utils.text import first_few
 
 FORMAT_VERSION = 2
 _METADATA_KEY = "denetdm"
-_MODELS: dict[str, type[ProductOfExperts] | type[TargetModel]] = {"train-poe": ProductOfExperts, "distill": TargetModel}
 
 
 class _DatasetFacts(BaseModel):
@@ -53,7 +53,7 @@ class _SelectionFacts(BaseModel):
 class _Metadata(BaseModel):
     """What of a model's metadata others rely on; there is more in it."""
 
-    stage: Literal["train-poe", "distill"]
+    stage: str
     epoch: int | None
     seed: int | None
     dataset: _DatasetFacts
@@ -64,16 +64,16 @@ class _Metadata(BaseModel):
 
 
 @dataclass(frozen=True)
-class LoadedModel:
-    """A model as a checkpoint describes it.
+class LoadedMethod:
+    """A trained method as a checkpoint describes it.
 
     Attributes:
-        model: in evaluation mode, on the device asked for; the first of its predictors is the one to ship.
+        method: its model is in evaluation mode, on the device asked for.
         metadata: what the checkpoint says of itself.
         config: the configuration it was trained with.
     """
 
-    model: ProductOfExperts | TargetModel
+    method: Method
     metadata: dict[str, Any]
     config: Config
 
@@ -117,8 +117,8 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, metadata
 
 
-def load_model(path: Path, device: torch.device) -> LoadedModel:
-    """Build the model a checkpoint describes and load its weights.
+def load_method(path: Path, device: torch.device) -> LoadedMethod:
+    """Build the method a checkpoint describes and load its weights.
 
     Raises:
         CheckpointError: as `load` and `fill`, or metadata that does not describe a model.
@@ -137,13 +137,17 @@ def load_model(path: Path, device: torch.device) -> LoadedModel:
         raise CheckpointError(
             f"{path} does not describe its model: {error.what}", "Give an unaltered checkpoint made by denetdm."
         ) from None
-    (height, width, channels), classes = said.dataset.image_shape, len(said.dataset.class_names)
-    model: ProductOfExperts | TargetModel = _MODELS[said.stage](
-        config.model, (channels, height, width), classes, seed=0
-    )
-    fill(model, tensors, path)
-    model.to(device).eval()
-    return LoadedModel(model, metadata, config)
+    if said.stage not in METHODS:
+        raise CheckpointError(
+            f"{path} is of the method {said.stage!r}, which this program does not have",
+            f"Known methods: {', '.join(METHODS)}. Use the denetdm version that wrote it, or a newer one.",
+        )
+    height, width, channels = said.dataset.image_shape
+    task = Task(config.model, (channels, height, width), len(said.dataset.class_names), len(said.dataset.bias_names), 0)
+    method = METHODS[said.stage].build(task, config.settings(said.stage))
+    fill(method.model, tensors, path)
+    method.model.to(device).eval()
+    return LoadedMethod(method, metadata, config)
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -156,28 +160,33 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     module.load_state_dict(dict(tensors))
 
 
-def training_state(model: nn.Module, optimizer: Adam) -> dict[str, Tensor]:
-    """Everything a run needs to go on as if it had never stopped.
-
-    That is no state of a random generator, for each epoch has its own seed.
-    """
+def training_state(method: Method, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The tensors of a method and its optimizer that a resumed run needs."""
     return {
-        **{f"model.{name}": tensor for name, tensor in model.state_dict().items()},
-        **{f"optimizer.{name}": tensor for name, tensor in optimizer.state().items()},
+        **{f"model.{name}": tensor for name, tensor in method.model.state_dict().items()},
+        **{f"optimizer.{name}": tensor for name, tensor in optimizer_state(optimizer).items()},
+        **{f"method.{name}": tensor for name, tensor in method.state_dict().items()},
     }
 
 
-def restore_training_state(tensors: Mapping[str, Tensor], model: nn.Module, optimizer: Adam, path: Path) -> None:
-    """The inverse of `training_state`.
+def restore_training_state(
+    tensors: Mapping[str, Tensor], method: Method, optimizer: torch.optim.Optimizer, path: Path
+) -> None:
+    """The inverse of `training_state`; tensors with other prefixes are left alone.
 
     Raises:
         CheckpointError: the file is of another model.
     """
-    _require_same(training_state(model, optimizer), tensors, path)
-    model.load_state_dict({name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")})
-    optimizer.load_state(
-        {name.removeprefix("optimizer."): t for name, t in tensors.items() if name.startswith("optimizer.")}
+    model, kept, per_image = (
+        {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        for prefix in ("model.", "optimizer.", "method.")
     )
+    fill(method.model, model, path)
+    try:
+        load_optimizer_state(optimizer, kept)
+        method.load_state_dict(per_image)
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} does not fit its model: {error}", "Start anew with --force.") from None
 
 
 def _refuse_foreign(path: Path) -> None:

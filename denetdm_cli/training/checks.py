@@ -4,29 +4,16 @@ from pathlib import Path
 from typing import Any
 
 from denetdm_cli.config.load import differences
-from denetdm_cli.config.schema import (
-    PLACE,
-    SELECTION_RULES,
-    BranchConfig,
-    Config,
-    DistillConfig,
-    ModelConfig,
-    SelectionRule,
-    StageConfig,
-    TrainPoeConfig,
-)
+from denetdm_cli.config.schema import PLACE, SELECTION_RULES, BranchConfig, Config, MethodSettings, SelectionRule
 from denetdm_cli.data.store import StoredDataset
 from denetdm_cli.evaluation.evaluator import Evaluation
 from denetdm_cli.evaluation.metrics import LABEL_METRICS, group_metrics
+from denetdm_cli.methods import METHODS
+from denetdm_cli.methods.base import Method
 from denetdm_cli.models.factory import build_branch, learns_from_one_image
 from denetdm_cli.training.run_folder import RunFolder
-from denetdm_cli.utils.errors import CheckpointError, ConfigError
+from denetdm_cli.utils.errors import CheckpointError, ConfigError, DataError
 from denetdm_cli.utils.seed import seeded
-
-_FREE_IN_STAGE_2 = ("distill.", "model.target.", "selection", "compute.", *PLACE)
-
-_TRAINED = {"train_poe": ("shallow", "deep"), "distill": ("target",)}
-"""The branches of each stage in which batch normalisation takes its statistics from the batch."""
 
 
 def require_same_data(metadata: dict[str, Any], dataset: StoredDataset, path: Path) -> None:
@@ -44,12 +31,31 @@ def require_same_data(metadata: dict[str, Any], dataset: StoredDataset, path: Pa
         )
 
 
-def require_full_batch(settings: StageConfig, section: str, dataset: StoredDataset, model: ModelConfig) -> None:
+def section_of(name: str) -> str:
+    """The section of the configuration that a method has."""
+    return name.replace("-", "_")
+
+
+def require_bias_labels(kind: type[Method], dataset: StoredDataset) -> None:
+    """Refuse a method that trains on bias labels where the training images have none.
+
+    Raises:
+        DataError: they have none.
+    """
+    if kind.needs_bias and dataset.splits["train"].bias is None:
+        raise DataError(
+            f"{kind.name} trains on bias labels, and the training images of {dataset.path} have none",
+            f"Use a method without: {', '.join(name for name, other in METHODS.items() if not other.needs_bias)}.",
+        )
+
+
+def require_full_batch(kind: type[Method], config: Config, dataset: StoredDataset) -> None:
     """Refuse batches larger than the data, and those of one image where a branch in training cannot do with it.
 
     Raises:
         ConfigError: the batch does not fit.
     """
+    settings, section = config.settings(kind.name), section_of(kind.name)
     images, height, width, channels = dataset.splits["train"].images.shape
     if settings.batch_size > images:
         raise ConfigError(
@@ -59,8 +65,8 @@ def require_full_batch(settings: StageConfig, section: str, dataset: StoredDatas
     of_one = settings.batch_size == 1
     if not of_one and (settings.drop_last or images % settings.batch_size != 1):
         return
-    for name in _TRAINED[section]:
-        branch: BranchConfig = getattr(model, name)
+    for name in kind.branches:
+        branch: BranchConfig = getattr(config.model, name)
         with seeded(0, "a trial"):
             network = build_branch(branch, (channels, height, width), key=f"model.{name}")
         if learns_from_one_image(network, (channels, height, width)):
@@ -75,21 +81,28 @@ def require_full_batch(settings: StageConfig, section: str, dataset: StoredDatas
         )
 
 
-def require_target(config: BranchConfig, image_shape: tuple[int, int, int]) -> None:
-    """Refuse, before stage 1, a target branch that stage 2 could not begin with.
+def require_networks(name: str, config: Config, dataset: StoredDataset) -> None:
+    """Refuse, before a method trains, networks that a method which starts from it could not build.
 
     ImageNet weights are not asked for: they may be fetched until then.
 
     Raises:
-        ConfigError: torchvision has no such network, or it cannot take such images (C, H, W).
+        ConfigError: torchvision has no such network, or it cannot take such images.
         CheckpointError: the file of start weights is missing, damaged or of another network.
     """
-    with seeded(0, "a trial"):
-        build_branch(config, image_shape, start_weights=getattr(config, "weights", None) != "imagenet")
+    height, width, channels = dataset.evaluation.images.shape[1:]
+    for kind in METHODS.values():
+        if kind.starts_from != name:
+            continue
+        for branch in kind.branches:
+            network: BranchConfig = getattr(config.model, branch)
+            offline = getattr(network, "weights", None) != "imagenet"
+            with seeded(0, "a trial"):
+                build_branch(network, (channels, height, width), start_weights=offline, key=f"model.{branch}")
 
 
 def metrics_by_rule(
-    settings: TrainPoeConfig | DistillConfig, section: str, dataset: StoredDataset, evaluation: Evaluation
+    settings: MethodSettings, name: str, dataset: StoredDataset, evaluation: Evaluation
 ) -> dict[SelectionRule, str]:
     """What each selection rule maximises: the metric of the configuration; `valid`, where its images lack the bias
     labels that this needs, accuracy.
@@ -97,7 +110,7 @@ def metrics_by_rule(
     Raises:
         ConfigError: says what to select by instead.
     """
-    metric = settings.selection_metric
+    metric, section = settings.selection_metric, section_of(name)
     predictor, figure = metric.split(".")
     found: dict[SelectionRule, str] = dict.fromkeys(SELECTION_RULES, metric)
     if figure in LABEL_METRICS:
@@ -124,31 +137,36 @@ def metrics_by_rule(
     return found
 
 
-def require_same_stage_1(config: Config, teacher: RunFolder) -> None:
-    """Refuse a configuration that differs from that of stage 1 in what is not stage 2's own.
+def require_same_settings(name: str, config: Config, teacher: RunFolder) -> None:
+    """Refuse a configuration that differs from that of the teacher's run in what is not the method's own.
 
     Raises:
         ConfigError: names each setting.
     """
-    fixed = [d for d in differences(config, teacher.config()) if not d[0].startswith(_FREE_IN_STAGE_2)]
+    kind, before = METHODS[name], METHODS[name].starts_from or name
+    other_methods = (f"{section_of(other)}." for other in METHODS if other != before)
+    networks = (f"model.{branch}." for branch in kind.branches)
+    free = (*other_methods, *networks, "selection", "compute.", *PLACE)
+    fixed = [d for d in differences(config, teacher.config()) if not d[0].startswith(free)]
     if fixed:
-        lines = "".join(f"\n  {key}: {theirs!r} in stage 1, {ours!r} now" for key, ours, theirs in fixed)
+        lines = "".join(f"\n  {key}: {theirs!r} in {before}, {ours!r} now" for key, ours, theirs in fixed)
         raise ConfigError(
-            f"these settings were fixed when stage 1 was trained in {teacher.path}:{lines}",
-            "Leave them out here, or train stage 1 with them first.",
+            f"these settings were fixed when {before} was trained in {teacher.path}:{lines}",
+            f"Leave them out here, or train {before} with them first.",
         )
 
 
-def require_same_teacher(config: Config, teacher: Config, path: Path) -> None:
-    """Refuse a teacher of another architecture than its run folder says.
+def require_same_networks(method: Method, config: Config, trained: Config, path: Path) -> None:
+    """Refuse a checkpoint whose networks are not those of the configuration beside it.
 
     Raises:
         CheckpointError: names each setting.
     """
-    different = [d for d in differences(config, teacher) if d[0].startswith(("model.shallow.", "model.deep."))]
+    networks = tuple(f"model.{branch}." for branch in method.branches)
+    different = [d for d in differences(config, trained) if d[0].startswith(networks)]
     if different:
         lines = "".join(f"\n  {key}: {theirs!r} there, {ours!r} in config.yaml" for key, ours, theirs in different)
         raise CheckpointError(
             f"{path} has another architecture than config.yaml beside it says:{lines}",
-            "Bring back the checkpoint that was trained there, or train stage 1 again with --force.",
+            "Bring back the checkpoint that was trained there, or train it again with --force.",
         )

@@ -1,65 +1,79 @@
-"""Adam, one fused call a step."""
+"""The optimizer of a method: one of torch.optim, by name, with its state as named tensors."""
 
+import inspect
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from denetdm_cli.config.schema import MethodSettings
 
-class Adam:
-    """Adam with coupled (L2) weight decay and a constant learning rate, as torch.optim.Adam computes it.
+_FUSED = ("Adam", "AdamW", "SGD")
 
-    torch.optim.Adam spends as long in Python, and on a step counter for each parameter, as the update of a small
-    network takes; this calls the same fused kernel with one counter for all. Every parameter needs a gradient at
-    every step.
+
+def build_optimizer(settings: MethodSettings, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer that the settings name, with those of their values that it takes.
 
     Args:
-        parameters: what to train.
-        learning_rate: above 0.
-        weight_decay: at least 0, added to the gradient as weight_decay * parameter.
+        settings: `optimizer`, `learning_rate`, `momentum` and `weight_decay` of a method.
+        parameters: what is trained.
     """
+    kind: type[torch.optim.Optimizer] = getattr(torch.optim, settings.optimizer)
+    values = {"lr": settings.learning_rate, "momentum": settings.momentum, "weight_decay": settings.weight_decay}
+    accepted = inspect.signature(kind).parameters
+    options: dict[str, Any] = {name: value for name, value in values.items() if name in accepted}
+    if settings.optimizer in _FUSED:
+        options["fused"] = True  # one kernel for all parameters
+    return kind(parameters, **options)
 
-    def __init__(self, parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float) -> None:
-        self.parameters: list[Tensor] = list(parameters)
-        self._learning_rate = learning_rate
-        self._weight_decay = weight_decay
-        self._step = torch.zeros((), device=self.parameters[0].device)
-        self._mean = [torch.zeros_like(parameter) for parameter in self.parameters]
-        self._square = [torch.zeros_like(parameter) for parameter in self.parameters]
 
-    def zero_grad(self) -> None:
-        """Forget all gradients."""
-        for parameter in self.parameters:
-            parameter.grad = None
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What the optimizer remembers, as `<number of the parameter>.<torch's name>`; empty before the first step."""
+    states: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
+    return {
+        f"{number}.{name}": value
+        for number, state in states.items()
+        for name, value in state.items()
+        if isinstance(value, Tensor)
+    }
 
-    @torch.no_grad()
-    def step(self) -> None:
-        """Update every parameter from its gradient."""
-        self._step += 1
-        torch._fused_adam_(
-            self.parameters,
-            [parameter.grad for parameter in self.parameters],  # type: ignore[misc] # backward has just set all of them
-            self._mean,
-            self._square,
-            [],
-            [self._step] * len(self.parameters),
-            lr=self._learning_rate,
-            beta1=0.9,
-            beta2=0.999,
-            weight_decay=self._weight_decay,
-            eps=1e-8,
-            amsgrad=False,
-            maximize=False,
-        )
 
-    def state(self) -> dict[str, Tensor]:
-        """The moments and the step counter, by name."""
-        named = {"step": self._step}
-        for index, (mean, square) in enumerate(zip(self._mean, self._square, strict=True)):
-            named |= {f"mean.{index}": mean, f"square.{index}": square}
-        return named
+def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """The inverse of `optimizer_state`; also reads the names that version 0.1 wrote for Adam.
 
-    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """The inverse of `state`; the tensors must have its names and shapes."""
-        for name, tensor in self.state().items():
-            tensor.copy_(tensors[name])
+    Raises:
+        ValueError: names or shapes are not those of this optimizer.
+    """
+    parameters = optimizer.param_groups[0]["params"]
+    tensors = _renamed(tensors, len(parameters))
+    scalars = {"step", "mu_product", "eta", "mu"}
+    expected = {f"{number}.{name}" for number in range(len(parameters)) for name in _state_names(optimizer)}
+    if tensors and tensors.keys() != expected:
+        raise ValueError(f"the state of the optimizer has other tensors: {sorted(tensors.keys() ^ expected)[:4]}")
+    states: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        number, _, name = key.partition(".")
+        if name not in scalars and tensor.shape != parameters[int(number)].shape:
+            raise ValueError(f"{key} of the optimizer has the shape {list(tensor.shape)}")
+        states.setdefault(int(number), {})[name] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
+
+
+def _state_names(optimizer: torch.optim.Optimizer) -> set[str]:
+    """Names of the tensors it keeps for a parameter, found by a step on a parameter of one number."""
+    parameter = nn.Parameter(torch.zeros(1))
+    parameter.grad = torch.zeros(1)
+    trial = type(optimizer)([parameter], **optimizer.defaults)
+    trial.step()
+    return {name for name, value in trial.state[parameter].items() if isinstance(value, Tensor)}
+
+
+def _renamed(tensors: Mapping[str, Tensor], parameters: int) -> dict[str, Tensor]:
+    """The names of today for a state of version 0.1: one `step`, and `mean.<k>` and `square.<k>`."""
+    if "step" not in tensors:
+        return dict(tensors)
+    today = {"mean": "exp_avg", "square": "exp_avg_sq"}
+    moments = (key.split(".") for key in tensors if key != "step")
+    found = {f"{number}.{today.get(name, name)}": tensors[f"{name}.{number}"] for name, number in moments}
+    return found | {f"{number}.step": tensors["step"].clone() for number in range(parameters)}

@@ -1,4 +1,4 @@
-"""A run folder: what one stage of one run leaves behind, and the only thing that flows from one command to the next."""
+"""A run folder: what one stage of one run writes, and the only thing that flows from one command to the next."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from denetdm_cli.utils.errors import CheckpointError, ConfigError
 from denetdm_cli.utils.files import PART, folder_lock, naming, write_text
 
 Resume = Literal["auto", "must", "never"]
-"""What to do with a stopped run: go on where there is one, require one, or refuse to."""
+"""What to do with a stopped run: resume it where there is one, require one, or refuse it."""
 
 
 class RunFolder:
@@ -29,6 +29,11 @@ class RunFolder:
         self.metrics_file = path / "metrics.jsonl"
         self.results_file = path / "results.json"
         self.resume_file = path / "resume.safetensors"
+
+    @property
+    def method(self) -> str:
+        """The method that is trained in the folder, whose name the folder has."""
+        return self.path.name.partition("-from-")[0]
 
     def checkpoint(self, rule: SelectionRule) -> Path:
         """The checkpoint a selection rule keeps."""
@@ -79,14 +84,14 @@ class RunFolder:
 
         Raises:
             CheckpointError: the folder holds something else, a run with other settings, or a stopped run that `resume`
-                lets nobody go on with; there must be something to resume and there is nothing; what is needed to resume
-                is missing; or another process is at work in it.
+                refuses; there is nothing to resume although there must be; what is needed to resume is missing; or
+                another process is at work in it.
             ConfigError: something must be resumed and started anew.
         """
         if resume == "must" and force:
             raise ConfigError(
                 "--resume must and --force exclude each other",
-                "Give --resume must to go on, --force to start anew.",
+                "Give --resume must to resume, --force to start anew.",
             )
         if self.path.exists() and not self.exists and not (self.path.is_dir() and self._holds_nothing()):
             raise CheckpointError(
@@ -112,11 +117,11 @@ class RunFolder:
         if self.resume_file.exists() and resume == "never" and not force:
             raise CheckpointError(
                 f"{self.path} holds a run that was stopped before its end",
-                "Leave out --resume never to go on from there, or start anew with --force.",
+                "Leave out --resume never to resume it, or start anew with --force.",
             )
         if not force and not self.resume_file.exists() and self._has_completed_epochs():
             raise CheckpointError(
-                f"{self.path} holds completed epochs, but {self.resume_file.name} is missing, so it cannot go on",
+                f"{self.path} holds completed epochs, but {self.resume_file.name} is missing, so it cannot be resumed",
                 "Bring the file back, give another --out, or start anew with --force (what is there is deleted).",
             )
         if force or not self.resume_file.exists():
@@ -191,23 +196,23 @@ def stage_folders(path: Path) -> dict[str, RunFolder]:
     return {candidate.name: RunFolder(candidate) for candidate in candidates if RunFolder(candidate).exists}
 
 
-def finished_stage_1(path: Path) -> RunFolder:
-    """The finished stage 1 in a run folder, or the folder of stage 1 itself.
+def finished_stage(path: Path, method: str) -> RunFolder:
+    """The finished stage of a method in a run folder, or that stage's folder itself.
 
     Raises:
         CheckpointError: there is none, or it is not finished or damaged.
     """
     path = path.resolve()
-    folder = next((f for f in (RunFolder(path / "train-poe"), RunFolder(path)) if f.exists), None)
-    if folder is None or folder.path.name != "train-poe":
+    folder = next((f for f in (RunFolder(path / method), RunFolder(path)) if f.exists), None)
+    if folder is None or folder.path.name != method:
         raise CheckpointError(
-            f"{path} holds no stage 1 (no train-poe/config.yaml)",
-            "Give the run folder that denetdm train-poe made, such as runs/<data set>/seed0.",
+            f"{path} holds no stage {method} (no {method}/config.yaml)",
+            f"Give a run folder with a finished {method}, such as runs/<data set>/seed0.",
         )
     if not folder.finished:
         raise CheckpointError(
-            f"stage 1 in {folder.path} is not finished",
-            "Finish it first: the same denetdm train-poe command goes on where it was stopped.",
+            f"the stage {method} in {folder.path} is not finished",
+            "Finish it first: the command that started it resumes it.",
         )
     folder.config()  # a damaged file is found here, as the folder's fault and not as that of an option
     return folder

@@ -1,4 +1,4 @@
-"""The only training loop. It yields events and prints nothing."""
+"""The training loop, the only one: it yields events and prints nothing."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from denetdm_cli.config.schema import ComputeConfig, StageConfig
+from denetdm_cli.config.schema import ComputeConfig, MethodSettings
 from denetdm_cli.data.batches import Batch, Batches
 from denetdm_cli.methods.base import Method
 from denetdm_cli.training import checkpoint
 from denetdm_cli.training.events import EpochTrained, Progress
-from denetdm_cli.training.optimizer import Adam
+from denetdm_cli.training.optimizer import build_optimizer
 from denetdm_cli.utils.distributed import SINGLE_PROCESS, Ranks
 from denetdm_cli.utils.errors import CheckpointError, NumericError
 from denetdm_cli.utils.seed import derive_seed, generator
@@ -24,14 +24,14 @@ _SECONDS_BETWEEN_EVENTS = 0.2
 
 @dataclass
 class _History:
-    """The steps of an epoch that are behind.
+    """The steps of the running epoch taken so far.
 
     Attributes:
         terms: names of the losses.
         losses: of every step, on the device: reading a loss at every step would wait for it. One after the other by
             term, each the mean over a batch, in tensors of any shape.
         sizes: images of every step.
-        seconds: of training, up to where the run was taken up again.
+        seconds: of training before the run was resumed.
         checked: steps whose losses are known to be finite.
     """
 
@@ -47,20 +47,20 @@ class _History:
         return self.losses[0].view(-1, len(self.terms))
 
 
-class Training:
-    """One stage in training: networks, optimiser, and how far they have come.
+class Trainer:
+    """A method in training: its model, the optimizer, and the steps taken so far.
 
     All that is not frozen is trained (as in DeNetDM's code).
 
     Args:
         method: what is trained.
         batches: the training images.
-        stage: epochs, images a batch, learning rate and weight decay.
+        settings: those of the method.
         seed: decides, with the number of an epoch, the order of its images and every other random number.
         compute: precision and compilation; None is fp32 and neither.
         ranks: the processes that train together; each computes its share of every batch.
     Attributes:
-        method, batches, stage: the same.
+        method, batches, settings: the same.
         optimizer: of all that is trained.
     """
 
@@ -68,7 +68,7 @@ class Training:
         self,
         method: Method,
         batches: Batches,
-        stage: StageConfig,
+        settings: MethodSettings,
         *,
         seed: int,
         compute: ComputeConfig | None = None,
@@ -76,31 +76,33 @@ class Training:
     ) -> None:
         self.method = method
         self.batches = batches
-        self.stage = stage
+        self.settings = settings
         self._seed = seed
         self._ranks = ranks
         self._losses = _prepared(method, compute, ranks)
         self._low_precision = compute is not None and compute.precision == "bf16"
         trainable = (parameter for parameter in method.model.parameters() if parameter.requires_grad)
-        self.optimizer = Adam(trainable, stage.learning_rate, stage.weight_decay)
+        self.optimizer = build_optimizer(settings, trainable)
+        self._weights = method.sample_weights()
+        self._images = batches.epoch_size(settings.batch_size, self._weights, drop_last=settings.drop_last)
         self._epoch = 1
         self._history = _History()
-        self._noise: dict[str, Tensor] = {}
-        self._began = time.perf_counter()
+        self._rng_state: dict[str, Tensor] = {}
+        self._started = time.perf_counter()
 
     @property
     def completed(self) -> int:
-        """Epochs that are behind."""
+        """Completed epochs."""
         return self._epoch - 1
 
     @property
     def done(self) -> bool:
-        """Whether all epochs are."""
-        return self.completed >= self.stage.epochs
+        """Whether all epochs are completed."""
+        return self.completed >= self.settings.epochs
 
     @property
     def steps(self) -> int:
-        """Steps of the epoch after those that are behind."""
+        """Steps of the running epoch taken so far."""
         return len(self._history.sizes)
 
     def run(self) -> Iterator[Progress | EpochTrained]:
@@ -115,29 +117,15 @@ class Training:
             while not self.done:
                 epoch = self._epoch
                 self.seed_rng()
-                self.begin_epoch()
+                self.method.model.train()
+                self._started = time.perf_counter()
                 yield from self._epoch_steps()
                 yield self.end_epoch()
                 if self._epoch == epoch:
                     self.next_epoch()
 
-    def begin_epoch(self) -> None:
-        """Make ready for the steps of an epoch that are not behind."""
-        self.method.model.train()
-        self._began = time.perf_counter()
-
-    def order(self) -> torch.Generator:
-        """What decides the order of the epoch's images, and how they are augmented."""
-        return generator(self._seed, "order", self._epoch)
-
-    def add(self, terms: list[str], losses: Tensor, sizes: list[int]) -> None:
-        """Let steps be behind: names of the losses, their values (steps, terms), and images of every step."""
-        self._history.terms = terms
-        self._history.losses.append(losses)
-        self._history.sizes.extend(sizes)
-
     def progress(self) -> Progress:
-        """Where the epoch stands.
+        """The running epoch after its newest step.
 
         Raises:
             NumericError: a loss is not finite; says epoch and step.
@@ -148,7 +136,7 @@ class Training:
         return Progress(self._epoch, sum(history.sizes), loss)
 
     def end_epoch(self) -> EpochTrained:
-        """What the epoch has come to; all of its steps are behind.
+        """The epoch after its last step.
 
         Raises:
             NumericError: a loss is not finite; says epoch and step.
@@ -157,38 +145,39 @@ class Training:
         losses, images = self._finite(0), sum(history.sizes)
         means = (losses.T @ torch.tensor(history.sizes, dtype=torch.float64) / images).tolist()
         by_name = {**dict(zip(history.terms, means, strict=True)), "total": sum(means)}
-        history.seconds, self._began = self._seconds(), time.perf_counter()
+        history.seconds, self._started = self._seconds(), time.perf_counter()
         return EpochTrained(self._epoch, by_name, images, history.seconds)
 
     def next_epoch(self) -> None:
-        """Let the epoch that has ended be behind; until then its last step is the newest that `state` knows of."""
-        self._epoch, self._history, self._noise = self._epoch + 1, _History(), {}
-        self._began = time.perf_counter()
+        """Count the epoch that has ended as completed; until then `state_dict` holds its last step."""
+        self._epoch, self._history, self._rng_state = self._epoch + 1, _History(), {}
+        self._started = time.perf_counter()
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that a run needs to go on after any step as if it had never stopped: tensors, and facts beside them.
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything an exact resume needs after any step: tensors, and facts beside them.
 
-        Of random streams only torch's own, within an epoch: order and augmentation follow from seed and epoch.
+        Of generators only torch's global ones, within an epoch: order and augmentation follow from seed and epoch.
         All ranks must call it together.
         """
         history = self._history
-        tensors = checkpoint.training_state(self.method.model, self.optimizer)
+        tensors = checkpoint.training_state(self.method, self.optimizer)
         if history.sizes:
-            tensors |= {f"noise.{name}": stream for name, stream in _noise(self.batches.device).items()}
+            tensors |= {f"rng.{name}": stream for name, stream in _get_rng_state(self.batches.device).items()}
             tensors["losses"] = self._ranks.all_reduce_mean(history.table().flatten())
         facts = {"terms": history.terms, "sizes": history.sizes, "seconds": self._seconds()}
         return tensors, {"epoch": self.completed, **facts}
 
     def load_state_dict(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], path: Path) -> None:
-        """The inverse of `state`, read from `path`.
+        """The inverse of `state_dict`, read from `path`.
 
         Raises:
             CheckpointError: the file is of another model or damaged.
         """
-        networks = {name: tensor for name, tensor in tensors.items() if name.startswith(("model.", "optimizer."))}
-        checkpoint.restore_training_state(networks, self.method.model, self.optimizer, path)
-        self._noise = {
-            name.removeprefix("noise."): tensor for name, tensor in tensors.items() if name.startswith("noise.")
+        checkpoint.restore_training_state(tensors, self.method, self.optimizer, path)
+        self._rng_state = {
+            name.partition(".")[2]: tensor
+            for name, tensor in tensors.items()
+            if name.startswith(("rng.", "noise."))  # `noise` in version 0.1
         }
         try:
             self._epoch = int(facts["epoch"]) + 1
@@ -199,18 +188,23 @@ class Training:
             raise CheckpointError(f"{path} is damaged: {error}", "Start anew with --force.") from None
 
     def seed_rng(self) -> None:
-        """Give torch's own random streams the epoch's seed, or what they had come to in an epoch that was stopped."""
+        """Seed torch's global generators for the epoch, or restore them in an epoch that was stopped."""
         seed, ranks = (self._seed, "noise", self._epoch), self._ranks
         if ranks.size == 1:
             torch.manual_seed(derive_seed(*seed))
-            _set_noise(self.batches.device, self._noise)
+            _set_rng_state(self.batches.device, self._rng_state)
         else:  # every rank its own; and there may be another number of ranks than there was
             torch.manual_seed(derive_seed(*seed, ranks.rank, self.steps))
 
     def _epoch_steps(self) -> Iterator[Progress]:
-        stage, ranks = self.stage, self._ranks
+        settings, ranks = self.settings, self._ranks
         batches = self.batches.shuffled(
-            stage.batch_size, self.order(), drop_last=stage.drop_last, skip=self.steps, share=(ranks.rank, ranks.size)
+            settings.batch_size,
+            generator(self._seed, "order", self._epoch),  # decides order and augmentation
+            drop_last=settings.drop_last,
+            skip=self.steps,
+            share=(ranks.rank, ranks.size),
+            weights=self._weights,
         )
         clock = Clock(ranks)
         for batch in batches:
@@ -221,8 +215,8 @@ class Training:
 
     def _step(self, batch: Batch) -> None:
         with torch.autocast(self.batches.device.type, torch.bfloat16, enabled=self._low_precision):
-            terms = self._losses(batch)
-        size = min(self.stage.batch_size, len(self.batches) - self.steps * self.stage.batch_size)
+            terms = {name: term.float().mean() for name, term in self._losses(batch).items()}
+        size = min(self.settings.batch_size, self._images - self.steps * self.settings.batch_size)
         if self._ranks.size > 1:  # the mean over all images is the mean of the ranks' means, each with this weight
             terms = {name: term * self._ranks.weight(size) for name, term in terms.items()}
         self.optimizer.zero_grad()
@@ -234,7 +228,7 @@ class Training:
         history.losses.extend(term.detach() for term in terms.values())
 
     def _seconds(self) -> float:
-        return self._history.seconds + time.perf_counter() - self._began
+        return self._history.seconds + time.perf_counter() - self._started
 
     def _finite(self, first: int) -> Tensor:
         """The losses from step `first` (from 0) on, as a (steps, terms) float64 table on the CPU.
@@ -254,7 +248,7 @@ class Training:
 
 
 class Clock:
-    """Says when it is time for an event, at the same step on every rank."""
+    """Tells when an event is due, at the same step on every rank."""
 
     def __init__(self, ranks: Ranks = SINGLE_PROCESS) -> None:
         self._ranks = ranks
@@ -262,23 +256,23 @@ class Clock:
         self.restart()
 
     def restart(self) -> None:
-        """Begin to wait for the next one."""
+        """Start to wait for the next event."""
         self._steps = 0
-        self._told = time.perf_counter()
+        self._last = time.perf_counter()
 
     def due(self) -> bool:
-        """Whether it is after one more step."""
+        """Count a step, and say whether an event is due."""
         self._steps += 1
         if self._steps < self._interval:
             return False
-        seconds = self._ranks.all_reduce_max(time.perf_counter() - self._told)
+        seconds = self._ranks.all_reduce_max(time.perf_counter() - self._last)
         if self._ranks.size > 1:  # asking all ranks costs time, so not at every step
             self._interval = max(1, min(1000, int(self._steps * _SECONDS_BETWEEN_EVENTS / max(seconds, 1e-6))))
         return seconds > _SECONDS_BETWEEN_EVENTS
 
 
-class Losses(nn.Module):
-    """The losses of a method as a module, which others can wrap; its parameters are those of `model`."""
+class _Losses(nn.Module):
+    """The losses of a method as a module, for DistributedDataParallel; its parameters are those of `model`."""
 
     def __init__(self, method: Method, losses: Callable[[Batch], dict[str, Tensor]]) -> None:
         super().__init__()
@@ -299,17 +293,17 @@ def _prepared(method: Method, compute: ComputeConfig | None, ranks: Ranks) -> Ca
         return losses
     if compute is not None and compute.sync_batchnorm:
         nn.SyncBatchNorm.convert_sync_batchnorm(method.model)  # type: ignore[no-untyped-call] # torch has no types there
-    return nn.parallel.DistributedDataParallel(Losses(method, losses))
+    return nn.parallel.DistributedDataParallel(_Losses(method, losses))
 
 
-def _noise(device: torch.device) -> dict[str, Tensor]:
-    """Where torch's own random streams stand."""
+def _get_rng_state(device: torch.device) -> dict[str, Tensor]:
+    """The states of torch's global generators."""
     streams = {"cpu": torch.get_rng_state()}
     return streams | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
 
 
-def _set_noise(device: torch.device, streams: Mapping[str, Tensor]) -> None:
-    """Set those that are given."""
+def _set_rng_state(device: torch.device, streams: Mapping[str, Tensor]) -> None:
+    """The inverse of `_get_rng_state`, for those that are given."""
     if "cpu" in streams:
         torch.set_rng_state(streams["cpu"])
     if "cuda" in streams and device.type == "cuda":

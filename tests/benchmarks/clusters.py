@@ -50,7 +50,9 @@ def writing(root: Path, out: Path) -> None:
     ((dataset, _),) = ensure_datasets([settings.dataset], source=None, force=False, reporter=DataReport())
     with mock.patch.object(checkpoint, "save", timed):
         began = time.perf_counter()
-        ends = [time.perf_counter() for e in stages.train_poe(settings, dataset) if isinstance(e, EpochEvaluated)]
+        ends = [
+            time.perf_counter() for e in stages.train("train-poe", settings, dataset) if isinstance(e, EpochEvaluated)
+        ]
     whole = ends[-1] - began
     print(f"a checkpoint or state: median {1000 * median(saved):.0f} ms; {len(saved) / EPOCHS:.1f} an epoch")
     print(f"  all of them: {sum(saved) / whole:.1%} of the time of {EPOCHS} epochs")

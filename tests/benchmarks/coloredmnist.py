@@ -21,7 +21,7 @@ from denetdm_cli.data.raw.mnist import load_mnist
 from denetdm_cli.data.registry import ensure_datasets
 from denetdm_cli.data.synthetic.colored_mnist import make_coloured_mnist
 from denetdm_cli.training import stages
-from denetdm_cli.training.run_folder import finished_stage_1
+from denetdm_cli.training.run_folder import finished_stage
 
 STEPS = 937
 EPOCHS = 8
@@ -69,9 +69,11 @@ def main() -> None:
         ((dataset, _),) = ensure_datasets([resolved.dataset], source=arguments.source, reporter=DataReport())
 
         bare_products()
-        measure("stage 1", stages.train_poe(resolved, dataset))
-        folder_1 = finished_stage_1(stages.run_path(resolved, dataset))
-        measure("stage 2", stages.distill(resolved, dataset, folder_1, folder_1.path.parent))
+        measure("stage 1", stages.train("train-poe", resolved, dataset))
+        folder_1 = finished_stage(stages.run_path(resolved, dataset))
+        measure(
+            "stage 2", stages.train("distill", resolved, dataset, teacher_folder=folder_1, out=folder_1.path.parent)
+        )
         print(f"peak memory of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
 
         program = [sys.executable, "-m", "denetdm_cli"]

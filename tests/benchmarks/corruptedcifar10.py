@@ -28,7 +28,7 @@ from denetdm_cli.data.store import StoredDataset
 from denetdm_cli.data.synthetic.corrupted_cifar10 import make_corrupted_cifar10
 from denetdm_cli.methods.denetdm.models import ProductOfExperts, TargetModel
 from denetdm_cli.training import stages
-from denetdm_cli.training.run_folder import finished_stage_1
+from denetdm_cli.training.run_folder import finished_stage
 
 EPOCHS = 3
 STEPS = 8
@@ -95,12 +95,14 @@ def training(resolved: Config, dataset: StoredDataset, device: torch.device) -> 
     images = len(dataset.splits["train"].target)
     home = stages.run_path(resolved, dataset)
     for name, batch, bare, begin in (
-        ("stage 1", resolved.train_poe.batch_size, bare_stage_1, lambda: stages.train_poe(resolved, dataset)),
+        ("stage 1", resolved.train_poe.batch_size, bare_stage_1, lambda: stages.train("train-poe", resolved, dataset)),
         (
             "stage 2",
             resolved.distill.batch_size,
             bare_stage_2,
-            lambda: stages.distill(resolved, dataset, finished_stage_1(home), home),
+            lambda: stages.train(
+                "distill", resolved, dataset, teacher_folder=finished_stage(home, "train-poe"), out=home
+            ),
         ),
     ):
         yardstick = bare(resolved, device)

@@ -103,11 +103,11 @@ def test_the_numbers_are_those_of_the_official_evaluation(case: Case) -> None:
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
     if case.dataset != "coloredmnist":
         x = (x - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
-    loaded = checkpoint.load_model(case.ours, torch.device("cpu"))
+    loaded = checkpoint.load_method(case.ours, torch.device("cpu"))
     with torch.inference_mode():
         debias, bias = case.reference.features(x)
         expected = {setting: case.reference.classifier(a * debias + b * bias) for setting, (a, b) in SETTINGS.items()}
-        found = loaded.model.predict_all(x)
+        found = loaded.method.predict_all(x)
     for setting, name in case.predictors.items():
         torch.testing.assert_close(found[name], expected[setting], rtol=1e-5, atol=1e-5)
 

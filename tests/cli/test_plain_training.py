@@ -21,7 +21,7 @@ from denetdm_cli.evaluation.evaluator import divide
 from denetdm_cli.methods.denetdm.models import ProductOfExperts, TargetModel
 from denetdm_cli.training import checkpoint, stages
 from denetdm_cli.training.events import EpochEvaluated, Event
-from denetdm_cli.training.run_folder import RunFolder, finished_stage_1
+from denetdm_cli.training.run_folder import RunFolder, finished_stage
 
 GROUPS = {"train": [[2, 3, 9], [8, 4, 2]], "test": [[4, 4, 4], [4, 4, 4]]}
 STAGES = ("train-poe", "distill")
@@ -171,8 +171,15 @@ def test_stopped_and_resumed_it_is_the_same_run(run: Run, home: Path, tmp_path: 
 
     def events(resume: stages.Resume) -> Iterator[Event]:
         if stage == "train-poe":
-            return stages.train_poe(config, dataset, stages.RunOptions(resume))
-        return stages.distill(config, dataset, finished_stage_1(run.folder), folder, stages.RunOptions(resume))
+            return stages.train("train-poe", config, dataset, options=stages.RunOptions(resume))
+        return stages.train(
+            "distill",
+            config,
+            dataset,
+            teacher_folder=finished_stage(run.folder, "train-poe"),
+            out=folder,
+            options=stages.RunOptions(resume),
+        )
 
     stopped_after_an_epoch(events("never"))
     done = [event.record["epoch"] for event in events("must") if isinstance(event, EpochEvaluated)]
@@ -214,7 +221,7 @@ def test_a_resumed_run_needs_no_start_weights_and_names_those_it_had(home: Path,
     train(home, *words, out=tmp_path / "whole")
     whole = RunFolder(tmp_path / "whole" / "mine" / "seed0" / "train-poe")
     config = whole.config().model_copy(update={"out": str(tmp_path / "resumed")})
-    stopped_after_an_epoch(stages.train_poe(config, open_dataset(home / "data" / "mine")))
+    stopped_after_an_epoch(stages.train("train-poe", config, open_dataset(home / "data" / "mine")))
     (tmp_path / "weights.pth").unlink()
     train(home, *words, "--resume", "must", out=tmp_path / "resumed")
     resumed = RunFolder(tmp_path / "resumed" / "mine" / "seed0" / "train-poe")

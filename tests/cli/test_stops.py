@@ -29,7 +29,7 @@ from cli_support import (
 from tests_support import glyph_mnist
 
 from denetdm_cli.cli import progress
-from denetdm_cli.methods.denetdm.poe import ProductOfExpertsTraining
+from denetdm_cli.methods.denetdm.poe import TrainPoe
 from denetdm_cli.training import checkpoint
 from denetdm_cli.utils.files import folder_lock
 
@@ -154,7 +154,7 @@ class TestStops:
     def test_a_loss_that_is_not_finite(
         self, stopped: Path, train: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        losses, steps = ProductOfExpertsTraining.losses, 0
+        losses, steps = TrainPoe.losses, 0
 
         def broken(self: Any, batch: Any) -> dict[str, torch.Tensor]:
             nonlocal steps
@@ -163,7 +163,7 @@ class TestStops:
             return {name: term * float("nan") for name, term in terms.items()} if steps == 3 + 3 + 2 else terms
 
         with monkeypatch.context() as patch:
-            patch.setattr(ProductOfExpertsTraining, "losses", broken)  # three steps an epoch
+            patch.setattr(TrainPoe, "losses", broken)  # three steps an epoch
             refused(6, train(), "the loss 'poe' became nan in epoch 3, step 2", "learning rate", "--force")
         assert checkpoint.load(stopped / "last.safetensors")[1]["epoch"] == 2
         assert len((stopped / "metrics.jsonl").read_text().splitlines()) == 2

@@ -33,7 +33,7 @@ def _as_usual(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def stop_after(config: Config, dataset: StoredDataset, epoch: int, name: str, **how: Any) -> Path:
     """Train with a tracker, and stop once an epoch is complete."""
-    events = tracked(stages.train_poe(config, dataset, stages.RunOptions(**how)), chosen([name]))
+    events = tracked(stages.train("train-poe", config, dataset, options=stages.RunOptions(**how)), chosen([name]))
     next(event for event in events if isinstance(event, EpochEvaluated) and event.record["epoch"] == epoch)
     events.close()
     return stages.run_path(config, dataset) / "train-poe"
@@ -41,7 +41,7 @@ def stop_after(config: Config, dataset: StoredDataset, epoch: int, name: str, **
 
 def finish(config: Config, dataset: StoredDataset, name: str, **how: Any) -> Path:
     """Train with a tracker to the end."""
-    *_, finished = tracked(stages.train_poe(config, dataset, stages.RunOptions(**how)), chosen([name]))
+    *_, finished = tracked(stages.train("train-poe", config, dataset, options=stages.RunOptions(**how)), chosen([name]))
     assert isinstance(finished, StageFinished)
     return finished.folder
 

@@ -80,7 +80,7 @@ def test_group_accuracies_are_those_of_the_official_evaluation(tmp_path: Path, s
 def test_what_a_converted_model_says_of_itself(tmp_path: Path, th: Path) -> None:
     out = tmp_path / "ours.safetensors"
     convert_to_ours(th, out, origin={"url": "https://example.org/x", "published_accuracy": None, "sha256": "no"})
-    loaded = checkpoint.load_model(out, CPU)
+    loaded = checkpoint.load_method(out, CPU)
     said = loaded.metadata
     digest = hashlib.sha256(th.read_bytes()).hexdigest()
     source = {k: v for k, v in said["source"].items() if k not in ("config", "converted_by")}
@@ -115,7 +115,7 @@ def test_what_a_converted_model_says_of_itself(tmp_path: Path, th: Path) -> None
 def test_stage_2_of_bffhq_says_what_it_is(tmp_path: Path) -> None:
     torch.save(Reference("bffhq", "distill").state_dict(), tmp_path / "a.th")
     convert_to_ours(tmp_path / "a.th", tmp_path / "a.safetensors")
-    loaded = checkpoint.load_model(tmp_path / "a.safetensors", CPU)
+    loaded = checkpoint.load_method(tmp_path / "a.safetensors", CPU)
     said = loaded.metadata
     assert said["dataset"]["class_names"] == ["young", "old"]
     assert (said["dataset"]["evaluation_split"], said["dataset"]["own_valid_split"]) == ("test", True)
@@ -272,7 +272,7 @@ def test_a_model_trained_here_goes_to_the_official_code(tmp_path: Path) -> None:
     reference.load_state_dict(torch.load(tmp_path / "a.th", weights_only=True), strict=True)
     x = images(32)
     with torch.inference_mode():
-        found = checkpoint.load_model(ours, CPU).model.predict_all(x)
+        found = checkpoint.load_method(ours, CPU).method.predict_all(x)
         torch.testing.assert_close(found["target"], reference(x, 1, 0), rtol=1e-5, atol=1e-5)
 
 
@@ -335,7 +335,7 @@ def test_unknown_facts_are_allowed_but_not_left_out(tmp_path: Path, th: Path) ->
     for broken in ({k: v for k, v in metadata.items() if k != "seed"}, {**metadata, "epoch": "two"}):
         checkpoint.save(out, tensors, broken)
         with pytest.raises(CheckpointError, match=r"in its metadata, (seed|epoch)"):
-            checkpoint.load_model(out, CPU)
+            checkpoint.load_method(out, CPU)
 
 
 def test_a_stream_of_bytes_is_enough(mnist: OrderedDict[str, Tensor], tmp_path: Path) -> None:

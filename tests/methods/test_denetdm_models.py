@@ -7,12 +7,11 @@ from denetdm_cli.config.schema import (
     BranchConfig,
     CifarResnetConfig,
     CnnConfig,
-    DistillConfig,
     MlpConfig,
     ModelConfig,
     TorchvisionConfig,
 )
-from denetdm_cli.methods.denetdm.distill import Distillation
+from denetdm_cli.methods.denetdm.distill import Distill, DistillSettings
 from denetdm_cli.methods.denetdm.models import ProductOfExperts, TargetModel
 from denetdm_cli.utils.errors import ConfigError
 from denetdm_cli.utils.seed import seeded
@@ -140,11 +139,11 @@ def test_a_step_of_distillation_moves_no_statistics_of_teacher_and_deep_branch()
     experts = ProductOfExperts(corrupted_cifar10(), (3, 32, 32), 10, seed=0)
     model = TargetModel(corrupted_cifar10(), (3, 32, 32), 10, seed=0)
     model.start_from(experts)
-    settings = DistillConfig(
+    settings = DistillSettings(
         epochs=1, batch_size=4, learning_rate=1e-3, weight_decay=0.0, drop_last=False, w_poe=1.0, w_dist=1.0, tau=2.0,
         selection_metric="target.unbiased", teacher="last",
     )  # fmt: skip
-    method = Distillation(model, experts, settings)
+    method = Distill(model, experts, settings)
     frozen = {"teacher": experts, "deep": model.deep}
     before = {key: {n: t.clone() for n, t in module.state_dict().items()} for key, module in frozen.items()}
     model.train()

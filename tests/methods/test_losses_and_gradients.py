@@ -5,12 +5,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from denetdm_cli.config.schema import DistillConfig, MlpConfig, ModelConfig
+from denetdm_cli.config.schema import MlpConfig, ModelConfig
 from denetdm_cli.data.batches import Batch, Batches
 from denetdm_cli.data.store import Split
-from denetdm_cli.methods.denetdm.distill import Distillation
+from denetdm_cli.methods.denetdm.distill import Distill, DistillSettings
 from denetdm_cli.methods.denetdm.models import ProductOfExperts, TargetModel
-from denetdm_cli.methods.denetdm.poe import ProductOfExpertsTraining
+from denetdm_cli.methods.denetdm.poe import TrainPoe
 
 Array = NDArray[np.float64]
 Layers = list[tuple[Array, Array]]
@@ -18,9 +18,9 @@ Layers = list[tuple[Array, Array]]
 CLASSES, IMAGES, SHAPE = 10, 12, (3, 5, 4)
 
 
-def _config(**changes: float) -> DistillConfig:
+def _config(**changes: float) -> DistillSettings:
     values = {"w_poe": 1.0, "w_dist": 1.0, "tau": 2.0, "weight_decay": 0.0, "learning_rate": 1e-3, **changes}
-    return DistillConfig(
+    return DistillSettings(
         epochs=1, batch_size=4, drop_last=False, selection_metric="target.unbiased", teacher="selected", **values
     )
 
@@ -90,7 +90,7 @@ def _gradients(modules: list[torch.nn.Module]) -> list[Array]:
 def test_stage_1() -> None:
     experts, _ = _models()
     split = _split()
-    method = ProductOfExpertsTraining(experts)
+    method = TrainPoe(experts)
     losses = method.losses(_whole(Batches(split, torch.device("cpu"))))
     sum(losses.values()).backward()
 
@@ -119,7 +119,7 @@ def test_stage_2(precomputed: bool, w_poe: float, w_dist: float, tau: float) -> 
     teacher, model = _models()
     split = _split()
     batches = Batches(split, torch.device("cpu"))
-    method = Distillation(model, teacher, _config(w_poe=w_poe, w_dist=w_dist, tau=tau))
+    method = Distill(model, teacher, _config(w_poe=w_poe, w_dist=w_dist, tau=tau))
     if precomputed:
         method.precompute(batches)
     losses = method.losses(_whole(batches))
@@ -153,7 +153,7 @@ def test_stage_2(precomputed: bool, w_poe: float, w_dist: float, tau: float) -> 
 @pytest.mark.parametrize(("w_poe", "w_dist", "terms"), [(1.0, 0.0, ["poe"]), (0.0, 1.0, ["dist"])])
 def test_a_term_of_weight_0_is_left_out(w_poe: float, w_dist: float, terms: list[str]) -> None:
     teacher, model = _models()
-    method = Distillation(model, teacher, _config(w_poe=w_poe, w_dist=w_dist))
+    method = Distill(model, teacher, _config(w_poe=w_poe, w_dist=w_dist))
     assert list(method.losses(_whole(Batches(_split(), torch.device("cpu"))))) == terms
 
 
@@ -161,7 +161,7 @@ def test_precomputed_rows_belong_to_their_images() -> None:
     teacher, model = _models()
     batches = Batches(_split(), torch.device("cpu"))
     index = torch.tensor([7, 2, 11, 0])
-    method = Distillation(model, teacher, _config())
+    method = Distill(model, teacher, _config())
     fresh = method.losses(batches.take(index))
     method.precompute(batches)
     torch.testing.assert_close(method.losses(batches.take(index)), fresh)

@@ -18,9 +18,9 @@ from denetdm_cli.data.synthetic.colored_mnist import make_coloured_mnist
 from denetdm_cli.evaluation.evaluator import predict
 from denetdm_cli.evaluation.metrics import Groups
 from denetdm_cli.methods.denetdm.models import ProductOfExperts
-from denetdm_cli.methods.denetdm.poe import ProductOfExpertsTraining
+from denetdm_cli.methods.denetdm.poe import TrainPoe
 from denetdm_cli.methods.denetdm.separation import Signs, sample, signs, warnings
-from denetdm_cli.training.trainer import Training
+from denetdm_cli.training.trainer import Trainer
 
 GROUPS = Groups(10, 10, tuple(range(10)))
 
@@ -36,8 +36,8 @@ class Trained:
             Batches(dataset.splits[name], torch.device("cpu")) for name in ("train", "valid")
         )
         self.model = ProductOfExperts(config.model, self.train.shape, 10, seed=0)
-        method = ProductOfExpertsTraining(self.model)
-        list(Training(method, self.train, config.train_poe, seed=0).run())
+        method = TrainPoe(self.model)
+        list(Trainer(method, self.train, config.train_poe, seed=0).run())
         metrics = predict(self.model, method.predict, self.evaluation).metrics(GROUPS)
         self.accuracy = {name: (found["conflicting"], found["aligned"]) for name, found in metrics.items()}
 

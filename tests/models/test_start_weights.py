@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torchvision import models
 
 from denetdm_cli.config.schema import ModelConfig, TorchvisionConfig
-from denetdm_cli.methods.denetdm.models import ProductOfExperts, TargetModel, started_from
-from denetdm_cli.models.factory import build_branch
+from denetdm_cli.methods.denetdm.models import ProductOfExperts, TargetModel
+from denetdm_cli.models.factory import build_branch, started_from
 from denetdm_cli.training import checkpoint
 from denetdm_cli.utils.errors import CheckpointError, ConfigError, DownloadError, UserError
 

@@ -91,7 +91,7 @@ class TestStates:
         self, tiny_config: Config, tiny_dataset: StoredDataset
     ) -> None:
         folder = stages.run_path(tiny_config, tiny_dataset) / "train-poe"
-        events = stages.train_poe(tiny_config, tiny_dataset)
+        events = stages.train("train-poe", tiny_config, tiny_dataset)
         for event in events:
             if isinstance(event, EpochEvaluated) and event.record["epoch"] == 2:
                 found = summarise_stage(folder)
@@ -99,7 +99,7 @@ class TestStates:
                 events.close()  # type: ignore[attr-defined]
         found = summarise_stage(folder)
         assert (found.state, found.epoch) == ("stopped", 2)
-        *_, end = stages.train_poe(tiny_config, tiny_dataset)
+        *_, end = stages.train("train-poe", tiny_config, tiny_dataset)
         assert isinstance(end, StageFinished)
         found = summarise_stage(folder)
         kept = end.results["rules"]["last"]["metrics"]

@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from denetdm_cli.config.schema import ComputeConfig, DataConfig, TrainPoeConfig
+from denetdm_cli.config.schema import ComputeConfig, DataConfig
 from denetdm_cli.data.batches import Batch, Batches
 from denetdm_cli.data.store import Split
+from denetdm_cli.methods.denetdm.poe import TrainPoeSettings
 from denetdm_cli.training import checkpoint
 from denetdm_cli.training.events import EpochTrained, Progress
-from denetdm_cli.training.trainer import Training
+from denetdm_cli.training.trainer import Trainer
 from denetdm_cli.utils.errors import CheckpointError
 
 STEPS = 5
@@ -43,13 +44,13 @@ def training(batch_size: int = 8, compute: ComputeConfig | None = None) -> tuple
         cache="auto", mean=[0.5] * 3, std=[0.2] * 3, random_crop_padding=2, random_resized_crop=None,
         horizontal_flip=True,
     )  # fmt: skip
-    settings = TrainPoeConfig(
+    settings = TrainPoeSettings(
         epochs=EPOCHS, batch_size=batch_size, learning_rate=0.01, weight_decay=1e-3, drop_last=False,
         selection_metric="shallow.accuracy",
     )  # fmt: skip
     method = Moody()
     batches = Batches(split, torch.device("cpu"), data, augment=True)
-    return method, Training(method, batches, settings, seed=5, compute=compute)
+    return method, Trainer(method, batches, settings, seed=5, compute=compute)
 
 
 def outcome(method: Moody, ends: list[EpochTrained]) -> tuple[list[bytes], list[tuple[int, dict[str, float], int]]]:

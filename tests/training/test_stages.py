@@ -15,13 +15,13 @@ from denetdm_cli.config.schema import Config
 from denetdm_cli.data.store import StoredDataset
 from denetdm_cli.data.synthetic.colored_mnist import make_coloured_mnist
 from denetdm_cli.evaluation.evaluator import Evaluation, predict
-from denetdm_cli.methods.denetdm.distill import Distillation
+from denetdm_cli.methods.denetdm.distill import Distill
 from denetdm_cli.methods.denetdm.models import ProductOfExperts, TargetModel
 from denetdm_cli.training import checkpoint, stages
 from denetdm_cli.training.events import EpochEvaluated, Event, StageFinished
-from denetdm_cli.training.run_folder import RunFolder, finished_stage_1
+from denetdm_cli.training.run_folder import RunFolder, finished_stage
 from denetdm_cli.training.stages import RunOptions
-from denetdm_cli.training.trainer import Training
+from denetdm_cli.training.trainer import Trainer
 from denetdm_cli.utils.errors import CheckpointError, ConfigError, UserError
 
 
@@ -54,12 +54,21 @@ def stop_after(events: Iterator[Event], epochs: int) -> None:
 
 
 def stage_1(config: Config, dataset: StoredDataset, **how: Any) -> StageFinished:
-    return end(stages.train_poe(config, dataset, RunOptions(**how)))
+    return end(stages.train("train-poe", config, dataset, options=RunOptions(**how)))
 
 
 def stage_2(config: Config, dataset: StoredDataset, **how: Any) -> StageFinished:
     run = stages.run_path(config, dataset)
-    return end(stages.distill(config, dataset, finished_stage_1(run), run, RunOptions(**how)))
+    return end(
+        stages.train(
+            "distill",
+            config,
+            dataset,
+            teacher_folder=finished_stage(run, "train-poe"),
+            out=run,
+            options=RunOptions(**how),
+        )
+    )
 
 
 def records_of(folder: Path) -> list[dict[str, Any]]:
@@ -149,7 +158,7 @@ def test_each_rule_keeps_the_epoch_it_says(tiny_config: Config, tiny_dataset: St
     kept = finished.results["rules"][rule]
     assert kept["epoch"] == best
     # The checkpoint really is the model of that epoch, measured on what the rule reports on.
-    loaded = checkpoint.load_model(finished.folder / f"{rule}.safetensors", torch.device("cpu"))
+    loaded = checkpoint.load_method(finished.folder / f"{rule}.safetensors", torch.device("cpu"))
     evaluation = Evaluation.of(tiny_dataset, torch.device("cpu"), tiny_config.data)
     name, rows = evaluation.parts[kept["reported_on"]]
     found = predict(loaded.model, loaded.model.predict, evaluation.batches[name])
@@ -168,11 +177,13 @@ def test_resume_is_bit_identical(tiny_config: Config, tiny_dataset: StoredDatase
     whole = {name: contents(run / name) for name in ("train-poe", "distill")}
     run.rename(tmp_path / "whole")
 
-    stop_after(stages.train_poe(config, tiny_dataset), after)
+    stop_after(stages.train("train-poe", config, tiny_dataset), after)
     torch.manual_seed(1234)  # a resumed run owes nothing to the global stream
     stage_1(config, tiny_dataset)
     assert contents(run / "train-poe") == whole["train-poe"]
-    stop_after(stages.distill(config, tiny_dataset, finished_stage_1(run), run), after)
+    stop_after(
+        stages.train("distill", config, tiny_dataset, teacher_folder=finished_stage(run, "train-poe"), out=run), after
+    )
     torch.manual_seed(4321)
     stage_2(config, tiny_dataset)
     assert contents(run / "distill") == whole["distill"]
@@ -244,7 +255,7 @@ def test_a_finished_run_of_other_data_or_teacher_is_not_taken_for_this_one(
 
 
 def test_a_stopped_run_is_neither_resumed_nor_lost_unasked(tiny_config: Config, tiny_dataset: StoredDataset) -> None:
-    stop_after(stages.train_poe(tiny_config, tiny_dataset), 2)
+    stop_after(stages.train("train-poe", tiny_config, tiny_dataset), 2)
     folder = stages.run_path(tiny_config, tiny_dataset) / "train-poe"
     before = contents(folder)
     with pytest.raises(CheckpointError, match="stopped before its end"):
@@ -279,7 +290,7 @@ def test_stage_2_refuses_what_stage_1_fixed(tiny_config: Config, tiny_dataset: S
     with pytest.raises(
         ConfigError, match=r"fixed when stage 1 was trained(.|\n)*model\.deep\.depth(.|\n)*train_poe\.epochs"
     ):
-        end(stages.distill(other, tiny_dataset, finished_stage_1(run), run))
+        end(stages.train("distill", other, tiny_dataset, teacher_folder=finished_stage(run, "train-poe"), out=run))
     assert not (run / "distill").exists()
 
 
@@ -293,7 +304,9 @@ def test_stage_2_refuses_other_data(tiny_config: Config, tiny_dataset: StoredDat
 def test_resume_refuses_another_teacher(tiny_config: Config, tiny_dataset: StoredDataset) -> None:
     stage_1(tiny_config, tiny_dataset)
     run = stages.run_path(tiny_config, tiny_dataset)
-    stop_after(stages.distill(tiny_config, tiny_dataset, finished_stage_1(run), run), 1)
+    stop_after(
+        stages.train("distill", tiny_config, tiny_dataset, teacher_folder=finished_stage(run, "train-poe"), out=run), 1
+    )
     teacher = run / "train-poe" / "last.safetensors"
     tensors, metadata = checkpoint.load(teacher)
     checkpoint.save(teacher, {**tensors, "head.bias": tensors["head.bias"] + 1}, metadata)
@@ -338,13 +351,13 @@ def test_frozen_parts_do_not_move(tiny_config: Config, tiny_dataset: StoredDatas
     model.start_from(teacher)
     model.deep.requires_grad_(False)
     model.train()
-    method = Distillation(model, teacher, tiny_config.distill)
+    method = Distill(model, teacher, tiny_config.distill)
     frozen = {f"teacher.{k}": v for k, v in teacher.state_dict().items()}
     frozen |= {f"deep.{k}": v for k, v in model.deep.state_dict().items()}
     before = {name: value.clone() for name, value in frozen.items()}
     target = {name: value.clone() for name, value in model.target.state_dict().items()}
     head = model.head.weight.clone()
-    list(Training(method, batches, tiny_config.distill, seed=0).run())
+    list(Trainer(method, batches, tiny_config.distill, seed=0).run())
     assert "teacher.shallow.1.running_mean" in frozen
     assert [name for name, value in frozen.items() if not torch.equal(value, before[name])] == []
     assert all(p.grad is None for p in [*teacher.parameters(), *model.deep.parameters()])

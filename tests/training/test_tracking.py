@@ -49,7 +49,7 @@ class Fake:
 
 
 def train(config: Config, dataset: StoredDataset, fakes: dict[str, Fake], **how: Any) -> list[Event]:
-    return list(tracked(stages.train_poe(config, dataset, stages.RunOptions(**how)), fakes))
+    return list(tracked(stages.train("train-poe", config, dataset, options=stages.RunOptions(**how)), fakes))
 
 
 def test_a_tracker_hears_of_every_epoch(
@@ -75,7 +75,7 @@ def test_one_that_fails_is_switched_off_and_changes_nothing(
     fails_at: str,
 ) -> None:
     alone = tiny_config.model_copy(update={"out": str(tmp_path / "alone")})
-    expected = list(stages.train_poe(alone, tiny_dataset))[-1]
+    expected = list(stages.train("train-poe", alone, tiny_dataset))[-1]
     bad, good = Fake(fails_at), Fake()
     finished = train(tiny_config, tiny_dataset, {"bad": bad, "good": good})[-1]
     assert good.heard == ["open", 1, 2, 3, "complete"]
@@ -108,7 +108,9 @@ def test_the_warning_is_one_even_if_it_cannot_be_closed(
 def test_a_run_that_goes_on_tells_all_its_epochs(tiny_config: Config, tiny_dataset: StoredDataset) -> None:
     def stopped(after: int, **how: Any) -> list[Any]:
         fake = Fake()
-        events = tracked(stages.train_poe(tiny_config, tiny_dataset, stages.RunOptions(**how)), {"fake": fake})
+        events = tracked(
+            stages.train("train-poe", tiny_config, tiny_dataset, options=stages.RunOptions(**how)), {"fake": fake}
+        )
         for event in events:
             if isinstance(event, EpochEvaluated) and event.record["epoch"] == after:
                 break
@@ -126,7 +128,7 @@ def test_a_run_that_goes_on_tells_all_its_epochs(tiny_config: Config, tiny_datas
 def test_one_that_fails_at_what_was_before(
     tiny_config: Config, tiny_dataset: StoredDataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    events = tracked(stages.train_poe(tiny_config, tiny_dataset), {})
+    events = tracked(stages.train("train-poe", tiny_config, tiny_dataset), {})
     next(event for event in events if isinstance(event, EpochEvaluated))
     events.close()
     bad = Fake("1")

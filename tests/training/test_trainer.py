@@ -5,18 +5,25 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from denetdm_cli.config.schema import TrainPoeConfig
 from denetdm_cli.data.batches import Batch, Batches
 from denetdm_cli.data.store import Split
+from denetdm_cli.methods.base import Method
+from denetdm_cli.methods.denetdm.poe import TrainPoeSettings
 from denetdm_cli.training.events import EpochTrained, Progress
-from denetdm_cli.training.trainer import Training
+from denetdm_cli.training.trainer import Trainer
 from denetdm_cli.utils.errors import NumericError
 
 IMAGES = 50
 
 
-class Recorder:
+class Recorder(Method):
     """A method of one weight that notes which images it sees and in which mode."""
+
+    name, predictors, Settings = "recorder", ("model",), TrainPoeSettings
+
+    @classmethod
+    def build(cls, *_: object) -> "Recorder":
+        return cls()
 
     def __init__(self, spoil_at: int | None = None) -> None:
         self.model = nn.Linear(12, 3)
@@ -26,9 +33,9 @@ class Recorder:
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         assert self.model.training
         self.seen.append(batch.index.tolist())
-        term = self.model(batch.x.flatten(1)).square().mean()
+        term = self.model(batch.x.flatten(1)).square().mean(dim=1)
         factor = float("nan") if len(self.seen) == self.spoil_at else 1.0
-        return {"first": term * factor, "second": 0 * term + batch.index.float().mean()}
+        return {"first": term * factor, "second": 0 * term + batch.index.float()}
 
     def predict(self, x: Tensor) -> dict[str, Tensor]:
         return {"model": self.model(x.flatten(1))}
@@ -40,8 +47,8 @@ def _batches() -> Batches:
     return Batches(Split(random.randint(0, 256, (IMAGES, 2, 2, 3)).astype(np.uint8), *labels), torch.device("cpu"))
 
 
-def _settings(**changes: object) -> TrainPoeConfig:
-    settings = TrainPoeConfig(
+def _settings(**changes: object) -> TrainPoeSettings:
+    settings = TrainPoeSettings(
         epochs=3,
         batch_size=8,
         learning_rate=1e-3,
@@ -52,8 +59,8 @@ def _settings(**changes: object) -> TrainPoeConfig:
     return settings.model_copy(update=changes)
 
 
-def _run(method: Recorder, settings: TrainPoeConfig, *, seed: int = 0, first_epoch: int = 1) -> list[EpochTrained]:
-    training = Training(method, _batches(), settings, seed=seed)
+def _run(method: Recorder, settings: TrainPoeSettings, *, seed: int = 0, first_epoch: int = 1) -> list[EpochTrained]:
+    training = Trainer(method, _batches(), settings, seed=seed)
     while training.completed < first_epoch - 1:
         training.next_epoch()
     return [event for event in training.run() if isinstance(event, EpochTrained)]
@@ -116,7 +123,7 @@ def test_progress_within_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("denetdm_cli.training.trainer._SECONDS_BETWEEN_EVENTS", 0.0)
     method = Recorder()
     settings = _settings(epochs=1)
-    events = list(Training(method, _batches(), settings, seed=0).run())
+    events = list(Trainer(method, _batches(), settings, seed=0).run())
     assert [event.images for event in events if isinstance(event, Progress)] == [8, 16, 24, 32, 40, 48]
     assert isinstance(events[-1], EpochTrained)
 
@@ -124,13 +131,13 @@ def test_progress_within_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_comes_between_two_epochs_is_no_training_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("denetdm_cli.training.trainer.time", SimpleNamespace(perf_counter=lambda: now[0]))
-    training = Training(Recorder(), _batches(), _settings(), seed=0)
+    training = Trainer(Recorder(), _batches(), _settings(), seed=0)
     for event in training.run():
         now[0] += 100
         if isinstance(event, EpochTrained):
             break
     training.next_epoch()
-    assert training.state()[1]["seconds"] == 0
+    assert training.state_dict()[1]["seconds"] == 0
 
 
 def test_every_unfrozen_parameter_is_trained_and_no_other() -> None:
@@ -159,24 +166,24 @@ def test_dropout_depends_on_the_seed_alone_and_leaves_the_callers_stream_where_i
     random = np.random.RandomState(0)
     split = Split(random.randint(0, 256, (40, 4, 4, 3)).astype(np.uint8), (np.arange(40) % 3).astype(np.uint8), None)
 
-    class Dropping:
+    class Dropping(Recorder):
         def __init__(self) -> None:
             torch.manual_seed(0)
             self.model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(48, 3))
 
         def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
-            return {"loss": nn.functional.cross_entropy(self.model(batch.x), batch.y)}
+            return {"loss": nn.functional.cross_entropy(self.model(batch.x), batch.y, reduction="none")}
 
         def predict(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
             return {"model": self.model(x)}
 
     def trained(noise: int, *epochs: int) -> torch.Tensor:
         method = Dropping()
-        settings = TrainPoeConfig(
+        settings = TrainPoeSettings(
             epochs=epochs[-1], batch_size=10, learning_rate=0.01, weight_decay=0.0, drop_last=False,
             selection_metric="shallow.accuracy",
         )  # fmt: skip
-        training = Training(method, Batches(split, torch.device("cpu")), settings, seed=5)
+        training = Trainer(method, Batches(split, torch.device("cpu")), settings, seed=5)
         for epoch in epochs:
             torch.manual_seed(noise + epoch)
             before = torch.get_rng_state()
@@ -189,11 +196,11 @@ def test_dropout_depends_on_the_seed_alone_and_leaves_the_callers_stream_where_i
 
     assert torch.equal(trained(1, 1, 2), trained(100, 1, 2))
     method = Dropping()
-    settings = TrainPoeConfig(
+    settings = TrainPoeSettings(
         epochs=2, batch_size=10, learning_rate=0.01, weight_decay=0.0, drop_last=False,
         selection_metric="shallow.accuracy",
     )  # fmt: skip
-    list(Training(method, Batches(split, torch.device("cpu")), settings, seed=5).run())
+    list(Trainer(method, Batches(split, torch.device("cpu")), settings, seed=5).run())
     assert torch.equal(method.model[2].weight, trained(1, 1, 2)), "stopped in between or not"
 
 

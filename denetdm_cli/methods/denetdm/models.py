@@ -51,10 +51,6 @@ class ProductOfExperts(nn.Module):
         shallow, deep = self.shallow(x), self.deep(x)
         return {"shallow": self.head(shallow), "deep": self.head(deep), "product": self.head(shallow + deep)}
 
-    def predict_all(self, x: Tensor) -> dict[str, Tensor]:
-        """As `predict`, which leaves nothing out here."""
-        return self.predict(x)
-
 
 class TargetModel(nn.Module):
     """Stage 2: the target branch with its head, beside the deep branch it is trained with (paper section 3.2).
@@ -112,12 +108,6 @@ class TargetModel(nn.Module):
         """Logits (B, classes) of the target, its product with the deep branch and that one, features computed once."""
         target, deep = self.target(x), self.deep(x)
         return {"target": self.head(target), "product": self.head(target + deep), "deep": self.head(deep)}
-
-
-def started_from(model: nn.Module) -> dict[str, dict[str, str]]:
-    """By branch, the `file` it started from and that file's `sha256`; branches without start weights are left out."""
-    files = {name: getattr(branch, "started_from", None) for name, branch in model.named_children()}
-    return {name: file for name, file in files.items() if file is not None}
 
 
 def _common_width(*branches: Any) -> int:

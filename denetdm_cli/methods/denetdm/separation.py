@@ -26,7 +26,22 @@ _LARGE_PART = 0.6
 _CLEARLY_LESS = 0.15
 
 
-def sample(batches: Batches) -> Tensor:
+Samples = dict[str, tuple[Batches, Tensor]]
+"""By name, `train` and `evaluation`, a split and positions (S,) int64 in it."""
+
+
+def samples(**splits: Batches) -> Samples:
+    """At most 1,000 images of each split, always the same."""
+    return {name: (batches, _sample(batches)) for name, batches in splits.items()}
+
+
+def measure(model: ProductOfExperts, of: Samples) -> Signs:
+    """`signs` by split, and `warnings` in words."""
+    found = {name: signs(model, batches, index) for name, (batches, index) in of.items()}
+    return {**found, "warnings": warnings(found["train"], found["evaluation"])}
+
+
+def _sample(batches: Batches) -> Tensor:
     """Positions (S,) int64 of the images that the signs are measured on: at most 1,000, always the same."""
     order = torch.randperm(len(batches), generator=torch.Generator().manual_seed(_SAMPLE_SEED))
     return order[:_SAMPLE].sort().values.to(batches.device)
