@@ -1,12 +1,10 @@
 """Batches: made on the device, of images that are there as uint8 or come from memory or the disk just in time."""
 
-import os
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,6 +14,7 @@ from torch import Tensor
 from denetdm_cli.config.schema import DataConfig
 from denetdm_cli.data.augment import Crops, Normalisation, draw_crops
 from denetdm_cli.data.store import Split
+from denetdm_cli.utils.memory import available_memory, processes_per_device
 
 _AHEAD = 2
 """Batches that are read while another one is in use."""
@@ -234,24 +233,11 @@ def _channels_first(images: NDArray[np.uint8], device: torch.device) -> Tensor:
 
 
 def _choose_cache(size: int, device: torch.device) -> str:
-    """The fastest place in which `size` bytes of images take at most half of what is free."""
-    memory = _free_memory()
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory
+    """The fastest place in which `size` bytes of images take at most half of the free memory of this process."""
+    memory = available_memory()
+    free = torch.cuda.mem_get_info(device)[0] // processes_per_device() if device.type == "cuda" else memory
     if free is None or size <= free / 2:
         return "device"
     if device.type != "cpu" and (memory is None or size <= memory / 2):
         return "host"
     return "stream"
-
-
-def _free_memory(meminfo: Path = Path("/proc/meminfo")) -> int | None:
-    """Bytes of memory that can still be used, all there is where no more is known, or None."""
-    try:
-        lines = meminfo.read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        pass
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # Windows has no sysconf, other systems not these names
-        return None

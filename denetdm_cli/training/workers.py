@@ -19,6 +19,7 @@ from denetdm_cli.utils import signals
 from denetdm_cli.utils.cpu import cores
 from denetdm_cli.utils.errors import RankError, UserError, from_os_error
 from denetdm_cli.utils.log import show_warnings
+from denetdm_cli.utils.memory import announce_processes
 
 SECONDS_TO_STOP = 60.0
 """From TERM to KILL: a worker finishes its step and writes its resume state in a fraction of it."""
@@ -104,7 +105,7 @@ def train_all(jobs: Sequence[Job], how: Plan) -> Generator[tuple[int, News], Non
                 device = how.devices[slot % len(how.devices)]
                 placed = job.config.model_copy(update={"threads": how.threads, "device": device})
                 process: BaseProcess = context.Process(
-                    target=_work, args=(replace(job, config=placed), sender), name=job.name
+                    target=_work, args=(replace(job, config=placed), sender, how), name=job.name
                 )
                 with signals.deferred():  # so that every started process is in `active`
                     process.start()
@@ -182,10 +183,11 @@ def _stop(active: dict[Connection, tuple[int, int, BaseProcess]]) -> None:
     active.clear()
 
 
-def _work(job: Job, out: Connection) -> None:
+def _work(job: Job, out: Connection, how: Plan) -> None:
     """Train one run in this process; it ends when the receiver of its events is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process, and the parent sends TERM
     signals.terminate_with_parent()
+    announce_processes(how.workers, len(how.devices))
     with suppress(BrokenPipeError):
         _send_events(job, out)
 

@@ -38,21 +38,32 @@ def _bound_to() -> int:
     return os.cpu_count() or 1  # macOS and Windows
 
 
-def _quotas(root: Path) -> Iterator[float]:
-    """CPUs' worth of time that each control group around this process gets, of those with a quota (version 1 or 2)."""
+def control_groups(root: Path, controller: str) -> Iterator[Path]:
+    """Folders of the control groups around this process, of version 1 or 2; some may not be there.
+
+    Args:
+        root: of the file system with /proc and /sys/fs/cgroup.
+        controller: "cpu" or "memory".
+    """
     try:
         lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:  # not Linux
         return
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
         # In a container the path can be that of the host: then only the container's own group is there, as the root.
         groups = [path, *map(str, PurePosixPath(path).parents)]
-        for mount in (controllers, "cpu") if controllers else ("", "unified"):
+        for mount in (controllers, controller) if controllers else ("", "unified"):
             for group in groups:
-                yield from _quota(root / "sys/fs/cgroup" / mount / group.lstrip("/"))
+                yield root / "sys/fs/cgroup" / mount / group.lstrip("/")
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """CPUs' worth of time that each control group around this process gets, of those with a quota."""
+    for group in control_groups(root, "cpu"):
+        yield from _quota(group)
 
 
 def _quota(group: Path) -> Iterator[float]:

@@ -13,6 +13,7 @@ from denetdm_cli.config.schema import DataConfig
 from denetdm_cli.data import batches as module
 from denetdm_cli.data.batches import Batch, Batches
 from denetdm_cli.data.store import Split
+from denetdm_cli.utils.memory import announce_processes
 
 IMAGES = 23
 PLAIN: dict[str, object] = {
@@ -265,31 +266,29 @@ def test_whoever_stops_early_does_not_wait_for_what_is_not_begun(monkeypatch: py
 def test_auto_takes_the_fastest_place_that_half_the_free_memory_holds(
     monkeypatch: pytest.MonkeyPatch, kind: str, memory: int | None, on_device: int, expected: str
 ) -> None:
-    monkeypatch.setattr(module, "_free_memory", lambda: memory)
+    monkeypatch.setattr(module, "available_memory", lambda: memory)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (on_device, 1000))
     assert module._choose_cache(100, torch.device(kind)) == expected
 
 
+def test_processes_that_share_a_gpu_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "available_memory", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (800, 1000))
+    for name in ("DENETDM_PROCESSES", "DENETDM_PROCESSES_PER_DEVICE"):
+        monkeypatch.setenv(name, "1")
+    for processes, expected in ((8, "device"), (9, "stream")):
+        announce_processes(processes, 2)
+        assert module._choose_cache(100, torch.device("cuda")) == expected
+
+
 def test_a_cache_that_was_asked_for_is_not_overruled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_free_memory", lambda: 0)
+    monkeypatch.setattr(module, "available_memory", lambda: 0)
     assert [_batches(cache=cache).cache for cache in ("auto", "device", "host", "stream")] == [
         "stream",
         "device",
         "host",
         "stream",
     ]
-
-
-def test_free_memory_is_what_the_system_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    meminfo = tmp_path / "meminfo"
-    meminfo.write_text("MemTotal:  100 kB\nMemFree:  3 kB\nMemAvailable:   42 kB\n")
-    assert module._free_memory(meminfo) == 42 * 1024
-    monkeypatch.setattr(module.os, "sysconf", lambda name: {"SC_PHYS_PAGES": 10, "SC_PAGE_SIZE": 4096}[name])
-    meminfo.write_text("MemTotal:  100 kB\n")
-    assert module._free_memory(meminfo) == 40960
-    assert module._free_memory(tmp_path / "none") == 40960
-    monkeypatch.delattr(module.os, "sysconf")
-    assert module._free_memory(tmp_path / "none") is None
 
 
 def test_a_split_may_have_no_bias_labels() -> None:

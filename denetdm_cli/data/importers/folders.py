@@ -146,11 +146,17 @@ def _read_table(file: Path) -> tuple[Path, list[_Row], list[str]]:
     _require(file, "no label", (f"line {line}" for line, row in table if not row[1]))
     if any(row[3] for _, row in table):
         _require(file, "no split, while others have one", (f"line {line}" for line, row in table if not row[3]))
-    judged = {row[3].lower() for _, row in table if row[2]}  # whole splits may have no bias labels
+    splits = [_SPLITS.get(row[3].lower(), row[3]) for _, row in table]
+    with_bias = {split for split, (_, row) in zip(splits, table, strict=True) if row[2]}
     _require(
         file,
-        "no bias, while others of the same split have one",
-        (f"line {line}" for line, row in table if not row[2] and row[3].lower() in judged),
+        "no bias, while others of the same split have one"
+        + (" (val and valid are the same split)" if {"val", "valid"} <= {row[3].lower() for _, row in table} else ""),
+        (
+            f"line {line}"
+            for split, (line, row) in zip(splits, table, strict=True)
+            if not row[2] and split in with_bias  # a whole split may have no bias labels
+        ),
     )
     wrong = (f"line {line}: {row[3]}" for line, row in table if row[3] and row[3].lower() not in _SPLITS)
     _require(file, "split is not train, valid (or val) or test", wrong)

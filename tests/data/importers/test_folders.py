@@ -306,6 +306,18 @@ def test_tables_that_are_refused(tmp_path: Path, change: Callable[[str], str], e
     assert expected in message
 
 
+def test_val_and_valid_are_one_split_also_for_bias_labels(tmp_path: Path) -> None:
+    rows = [f"{label}{split}.png,{label},{'' if split == 'valid' else 'red'},{split}" for split in
+            ("train", "val", "valid", "Val", "test") for label in "ab"]  # fmt: skip
+    message = refused(table(tmp_path, "\n".join(["path,label,bias,split", *rows])))
+    assert message.endswith(
+        "no bias, while others of the same split have one (val and valid are the same split): line 6, line 7."
+    )
+    labelled = "\n".join(["path,label,bias,split", *rows]).replace(",,", ",red,")
+    listing = list_folder(table(tmp_path, labelled), config())
+    assert names(listing)["valid"] == ["aVal.png", "aval.png", "avalid.png", "bVal.png", "bval.png", "bvalid.png"]
+
+
 def test_many_values_and_other_encodings(tmp_path: Path) -> None:
     rows = "\n".join(f"{number}.png,{number % 2},{number}" for number in range(300))
     assert "has 300 bias values" in refused(table(tmp_path, f"path,label,bias\n{rows}"))
