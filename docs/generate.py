@@ -31,7 +31,7 @@ def configuration() -> str:
         TITLE.format("Configuration", "denetdm_cli/config/schema.py")
         + "A configuration is one YAML file. `denetdm configs show NAME` prints a complete one.\n"
         + "`--set KEY=VALUE` changes any key; the key is written with dots, for example `distill.tau`.\n"
-        + "A key whose default is `required` must be in the file.\n\n"
+        + "A file needs only the keys that differ from the defaults, and those whose default is `required`.\n\n"
         + "".join(_section(config, "", {})).rstrip()
         + "\n"
     )

@@ -78,6 +78,7 @@ RUN = [
 ]
 PYTHON = [page for page in PAGES if blocks(page, "python")]
 SETS = {"coloredmnist": "ColoredMNIST-Skewed0.01-Severity4", "other": "ColoredMNIST-Skewed0.05-Severity4"}
+TRAINING = ("train", "train-poe", "distill")
 ONE_EPOCH = ("--epochs", 1, "--device", "cpu")
 
 
@@ -136,6 +137,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for seed in (0, 1):
             good("train-poe", "--dataset", "coloredmnist", "--seed", seed, *ONE_EPOCH)
             good("distill", f"runs/{SETS['coloredmnist']}/seed{seed}", *ONE_EPOCH)
+        good("train", "erm", "--dataset", "coloredmnist", "--batch-size", 64, *ONE_EPOCH)
         good(
             "train-poe",
             "--dataset",
@@ -170,10 +172,14 @@ def arguments(line: str) -> list[object]:
     found: list[object] = []
     for word in shlex.split(line)[1:]:
         found += sorted(map(str, Path().glob(word))) if "*" in word else [word]
-    if found[0] not in ("train-poe", "distill"):
+    if found[0] not in TRAINING:
         return found
     if "--config pets.yaml" in line:
         found += [*MLPS, "--set", "dataset.size=16"]
+    if found[1] == "distill":
+        found += ["--set", "train_poe.epochs=1"]
+    if found[1] == "erm":
+        found += ["--batch-size", 64]
     if "pets" in line:
         found += ["--batch-size", 8]
     return [*found, "--device", "cpu", *(() if "--epochs" in found else ("--epochs", 1))]
@@ -181,7 +187,7 @@ def arguments(line: str) -> list[object]:
 
 def clear(words: list[Any]) -> None:
     """Take away what a command is about to make."""
-    if words[0] == "train-poe":
+    if words[0] in ("train", "train-poe"):
         shutil.rmtree("runs")
         shutil.rmtree("runs-depth4")
     if words[0] == "distill":
