@@ -26,7 +26,7 @@ from denetdm_cli.training.events import Progress as StepProgress
 from denetdm_cli.training.run_folder import RunFolder
 from denetdm_cli.training.workers import Failed, News
 from denetdm_cli.utils import signals
-from denetdm_cli.utils.cpu import available_cpus
+from denetdm_cli.utils.cpu import thread_limit
 from denetdm_cli.utils.device import resolve_device, versions
 from denetdm_cli.utils.errors import UserError
 from denetdm_cli.utils.log import debug, info, quiet, show_warnings, stream, verbose
@@ -194,7 +194,7 @@ def machine_details(device: torch.device) -> list[str]:
     """Lines with device, CPU threads and versions; call it after the command has set its threads."""
     model = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
     return [
-        f"device {device}{model}, CPU threads: {torch.get_num_threads()} of {available_cpus()} allotted, "
+        f"device {device}{model}, CPU threads: {torch.get_num_threads()} of {thread_limit()} allotted, "
         f"on {platform.node()} ({platform.platform()})",
         "versions: " + ", ".join(f"{name} {version}" for name, version in versions().items()),
     ]

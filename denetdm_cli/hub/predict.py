@@ -19,7 +19,7 @@ from denetdm_cli.data.augment import Normalisation
 from denetdm_cli.data.importers.decode import UnreadableError, read_image
 from denetdm_cli.data.importers.tree import found_in, image_files, refuse
 from denetdm_cli.hub.target import Resizing, TargetCheckpoint
-from denetdm_cli.utils.cpu import available_cpus
+from denetdm_cli.utils.cpu import thread_limit
 from denetdm_cli.utils.device import use_threads
 from denetdm_cli.utils.errors import CheckpointError, DataError
 from denetdm_cli.utils.files import atomic_file, made_folder
@@ -186,7 +186,7 @@ def _probabilities(shipped: TargetCheckpoint, images: Sequence[NDArray[np.uint8]
 
 def _decoded(files: Sequence[Path], resizing: Resizing) -> Generator[_Decoded, None, None]:
     """Files in their order with what becomes of them; some are read ahead of the one that is asked for."""
-    workers = available_cpus()
+    workers = thread_limit()
     waiting: deque[_Decoded] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="denetdm-images") as pool:
         try:

@@ -29,7 +29,7 @@ from denetdm_cli.training.events import Event, StageFinished
 from denetdm_cli.training.run_folder import Resume, RunFolder
 from denetdm_cli.training.runner import Stage, already_finished, run
 from denetdm_cli.utils import signals
-from denetdm_cli.utils.device import resolve_device, use_threads
+from denetdm_cli.utils.device import resolve_device, use_deterministic_kernels, use_threads
 from denetdm_cli.utils.distributed import SINGLE_PROCESS, Ranks
 from denetdm_cli.utils.errors import CheckpointError
 from denetdm_cli.utils.files import sha256
@@ -121,6 +121,7 @@ def prepared(
     facts = {"dataset": _describe(dataset), **({"teacher": teacher.facts} if teacher else {})}
     device = resolve_device(config.device, ranks)
     use_threads(config.threads, ranks)
+    use_deterministic_kernels()
     require_bias_labels(kind, dataset)
     require_full_batch(kind, config, dataset)
     layout = config.model.convolutional

@@ -16,7 +16,7 @@ from denetdm_cli.data.store import open_dataset
 from denetdm_cli.training.events import Event
 from denetdm_cli.training.pipeline import Job
 from denetdm_cli.utils import signals
-from denetdm_cli.utils.cpu import cores
+from denetdm_cli.utils.cpu import available_cores
 from denetdm_cli.utils.errors import RankError, UserError, from_os_error
 from denetdm_cli.utils.log import show_warnings
 from denetdm_cli.utils.memory import announce_processes
@@ -73,7 +73,7 @@ def plan(jobs: Sequence[Job], workers: int | None) -> Plan:
         jobs: all with the same device and number of threads.
         workers: number of runs at a time; None chooses it.
     """
-    config, available = jobs[0].config, cores()
+    config, available = jobs[0].config, available_cores()
     gpus = _gpus(config.device)
     if gpus:
         count = min(workers or len(gpus) * _runs_per_gpu(jobs, len(gpus)), len(jobs))
@@ -133,7 +133,7 @@ def _runs_per_gpu(jobs: Sequence[Job], gpus: int) -> int:
     images = max(sum(file.stat().st_size for file in job.dataset_path.rglob("images.npy")) for job in jobs)
     # Not the free memory: asking for it would put a CUDA context of this process on every GPU.
     memory = min(torch.cuda.get_device_properties(k).total_memory for k in range(torch.cuda.device_count()))
-    return max(1, min(_MOST_RUNS_PER_GPU, cores() // gpus, memory // (_BYTES_PER_RUN + images)))
+    return max(1, min(_MOST_RUNS_PER_GPU, available_cores() // gpus, memory // (_BYTES_PER_RUN + images)))
 
 
 def _receive(

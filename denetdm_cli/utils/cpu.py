@@ -1,38 +1,38 @@
-"""How many CPU threads a process may use. A job on a shared machine rarely has all cores that it can see."""
+"""CPU cores and threads of this process: a job on a shared machine rarely has all cores that it can see."""
 
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 
-def cores(environment: Mapping[str, str] = os.environ, root: Path = Path("/")) -> int:
-    """CPUs this process may use with others of its job: the least of what it is bound to, its quota, and SLURM's word.
+def available_cores(environment: Mapping[str, str] = os.environ, root: Path = Path("/")) -> int:
+    """Cores that this process and others of its job share: the least of its affinity, its quotas and SLURM's number.
 
     Args:
         environment: where SLURM_CPUS_PER_TASK is looked up.
-        root: of the file system that tells of control groups.
+        root: of the file system with the control groups.
     Returns:
         At least 1; a quota of 1.5 CPUs counts as 1.
     """
-    return max(1, int(min([_bound_to(), *_quotas(root), *_named(environment, "SLURM_CPUS_PER_TASK")])))
+    return max(1, int(min([_affinity(), *_quotas(root), *_positive_number(environment, "SLURM_CPUS_PER_TASK")])))
 
 
-def available_cpus(environment: Mapping[str, str] = os.environ, root: Path = Path("/")) -> int:
-    """CPU threads this process may use: as many as there are cores for it, but no more than OMP_NUM_THREADS."""
-    return min([cores(environment, root), *_named(environment, "OMP_NUM_THREADS")])
+def thread_limit(environment: Mapping[str, str] = os.environ, root: Path = Path("/")) -> int:
+    """CPU threads this process may use: one a core, at most OMP_NUM_THREADS."""
+    return min([available_cores(environment, root), *_positive_number(environment, "OMP_NUM_THREADS")])
 
 
 def limit_library_threads() -> None:
-    """Hand the allotment to OpenMP and to what numpy computes with; they look at it when they are imported."""
-    os.environ["OMP_NUM_THREADS"] = str(available_cpus())
+    """Set OMP_NUM_THREADS, which OpenMP and numpy's libraries read when they are imported, to `thread_limit`."""
+    os.environ["OMP_NUM_THREADS"] = str(thread_limit())
 
 
-def _named(environment: Mapping[str, str], name: str) -> list[int]:
+def _positive_number(environment: Mapping[str, str], name: str) -> list[int]:
     text = environment.get(name, "").split(",")[0]
     return [int(text)] if text.isdecimal() and int(text) > 0 else []
 
 
-def _bound_to() -> int:
+def _affinity() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1  # macOS and Windows

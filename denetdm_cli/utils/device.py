@@ -1,4 +1,4 @@
-"""Where and how a run computes: device, random numbers, versions."""
+"""Device, CPU threads, deterministic kernels and versions of a run."""
 
 import os
 import platform
@@ -6,13 +6,13 @@ import platform
 import torch
 
 from denetdm_cli import __version__
-from denetdm_cli.utils.cpu import available_cpus, cores
+from denetdm_cli.utils.cpu import available_cores, thread_limit
 from denetdm_cli.utils.distributed import SINGLE_PROCESS, Ranks
 from denetdm_cli.utils.errors import ConfigError
 
 
 def resolve_device(name: str, ranks: Ranks = SINGLE_PROCESS) -> torch.device:
-    """The device a name stands for; `auto` is CUDA, then MPS, then the CPU, and every rank has a GPU of its own.
+    """The device of a name; `auto` is CUDA, then MPS, then the CPU, and every rank has a GPU to itself.
 
     Raises:
         ConfigError: this machine has no such device, or not enough of them.
@@ -41,12 +41,28 @@ def resolve_device(name: str, ranks: Ranks = SINGLE_PROCESS) -> torch.device:
 
 
 def use_threads(count: int, ranks: Ranks = SINGLE_PROCESS) -> None:
-    """Compute with `count` CPU threads, but at most with the allotment of this process; 0 is all of it.
+    """Compute with `count` CPU threads, at most `thread_limit`; 0 is as many as that.
 
     The ranks on one machine divide its cores.
     """
-    most = min(available_cpus(), max(1, cores() // ranks.local_size))
+    most = min(thread_limit(), max(1, available_cores() // ranks.local_size))
     torch.set_num_threads(min(count or most, most))
+
+
+def use_deterministic_kernels() -> None:
+    """Let cuDNN choose deterministic algorithms only, and choose them without timing them.
+
+    With this, a run that was stopped and resumed equals one that was not, to the last bit, on the same machine and
+    versions, with the same number of threads, on the CPU and on one GPU. It is not promised
+
+    - on MPS, whose random state is not saved and whose kernels need not be deterministic;
+    - with `compute.compile`, which may compile other kernels after a restart;
+    - for networks with dropout under several ranks that were stopped within an epoch: every rank begins new random
+      numbers there;
+    - for another number of ranks than before, which sums gradients in another order.
+    """
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
 
 
 def versions() -> dict[str, str]:

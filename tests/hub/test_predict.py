@@ -157,7 +157,7 @@ def test_no_more_threads_than_the_allotment(tmp_path: Path, monkeypatch: pytest.
         pools.append(workers)
         return ThreadPoolExecutor(workers, **options)
 
-    monkeypatch.setattr(predicting, "available_cpus", lambda: 3)
+    monkeypatch.setattr(predicting, "thread_limit", lambda: 3)
     monkeypatch.setattr(predicting, "ThreadPoolExecutor", pool)
     assert len(list(predict_files(_shipped(tmp_path), _pictures(tmp_path, "a.png", "b.png"), Listener()))) == 2
     assert pools == [3]

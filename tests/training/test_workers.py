@@ -34,7 +34,7 @@ class TestPlan:
             monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
             memory = SimpleNamespace(total_memory=gibibytes << 30)
             monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: memory)
-            monkeypatch.setattr(workers, "cores", lambda: cores)
+            monkeypatch.setattr(workers, "available_cores", lambda: cores)
 
         return have
 

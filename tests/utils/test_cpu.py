@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from denetdm_cli.utils import cpu as allotment
-from denetdm_cli.utils.cpu import available_cpus, limit_library_threads
+from denetdm_cli.utils.cpu import limit_library_threads, thread_limit
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +65,7 @@ def _write(root: Path, files: dict[str, str]) -> None:
 )
 def test_quotas_of_control_groups(tmp_path: Path, files: dict[str, str], expected: int) -> None:
     _write(tmp_path, files)
-    assert available_cpus({}, tmp_path) == expected
+    assert thread_limit({}, tmp_path) == expected
 
 
 @pytest.mark.parametrize(
@@ -81,19 +81,19 @@ def test_quotas_of_control_groups(tmp_path: Path, files: dict[str, str], expecte
     ],
 )
 def test_what_the_environment_says(tmp_path: Path, environment: dict[str, str], expected: int) -> None:
-    assert available_cpus(environment, tmp_path) == expected
+    assert thread_limit(environment, tmp_path) == expected
 
 
 def test_what_the_process_is_bound_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 8})
-    assert available_cpus({}, tmp_path) == 3
+    assert thread_limit({}, tmp_path) == 3
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: 12)
-    assert available_cpus({}, tmp_path) == 12
+    assert thread_limit({}, tmp_path) == 12
 
 
 def test_libraries_are_told_before_they_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "64")
-    monkeypatch.setattr(allotment, "available_cpus", lambda: 3)
+    monkeypatch.setattr(allotment, "thread_limit", lambda: 3)
     limit_library_threads()
     assert os.environ["OMP_NUM_THREADS"] == "3"

@@ -1,6 +1,9 @@
 import pytest
 import torch
 
+from denetdm_cli.config.schema import Config
+from denetdm_cli.data.store import StoredDataset
+from denetdm_cli.training.stages import train_poe
 from denetdm_cli.utils import device as runtime
 from denetdm_cli.utils.device import resolve_device, use_threads
 from denetdm_cli.utils.errors import ConfigError
@@ -9,8 +12,8 @@ from denetdm_cli.utils.seed import derive_seed, generator
 
 @pytest.mark.parametrize(("count", "used"), [(0, 3), (1, 1), (2, 2), (3, 3), (1000, 3)])
 def test_threads_are_never_more_than_the_allotment(monkeypatch: pytest.MonkeyPatch, count: int, used: int) -> None:
-    monkeypatch.setattr(runtime, "available_cpus", lambda: 3)
-    monkeypatch.setattr(runtime, "cores", lambda: 4)
+    monkeypatch.setattr(runtime, "thread_limit", lambda: 3)
+    monkeypatch.setattr(runtime, "available_cores", lambda: 4)
     before = torch.get_num_threads()
     try:
         use_threads(count)
@@ -39,3 +42,13 @@ def test_only_visible_gpus_count(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"cpu, cuda:0, cuda:1\b.* CUDA_VISIBLE_DEVICES is '6,7'") as refused:
         resolve_device("cuda:7")
     assert "'cuda:7'" in refused.value.what
+
+
+def test_a_training_takes_deterministic_kernels(
+    tiny_config: Config, tiny_dataset: StoredDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    next(iter(train_poe(tiny_config, tiny_dataset)))
+    assert torch.backends.cudnn.deterministic
+    assert not torch.backends.cudnn.benchmark

@@ -19,7 +19,7 @@ from denetdm_cli.data.importers.listing import Item, Listing
 from denetdm_cli.data.importers.tree import refuse
 from denetdm_cli.data.store import Scalar, StoredDataset
 from denetdm_cli.data.writer import SplitWriter, new_dataset, opened
-from denetdm_cli.utils.cpu import available_cpus
+from denetdm_cli.utils.cpu import thread_limit
 from denetdm_cli.utils.errors import DataError, StorageError
 from denetdm_cli.utils.log import shown
 from denetdm_cli.utils.progress import Reporter
@@ -65,7 +65,7 @@ def pack(
     """
     left_out = _LeftOut(listing, max_unreadable)
     read = functools.partial(read_image, size=size, fit=fit)
-    workers = available_cpus()
+    workers = thread_limit()
     raster_formats()  # once, before there are threads
     with (
         warnings.catch_warnings(),

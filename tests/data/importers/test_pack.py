@@ -98,7 +98,7 @@ def test_everything_is_in_its_place(tmp_path: Path) -> None:
 
 def test_order_does_not_depend_on_which_thread_is_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = listing(tmp_path / "in", train=70)
-    monkeypatch.setattr(importing, "available_cpus", lambda: 8)
+    monkeypatch.setattr(importing, "thread_limit", lambda: 8)
     monkeypatch.setattr(importing, "_BLOCK_IMAGES", 9)
     random = np.random.RandomState(0)
 
@@ -111,13 +111,13 @@ def test_order_does_not_depend_on_which_thread_is_faster(tmp_path: Path, monkeyp
     one = packed(source, tmp_path / "one", log)
     assert numbers(one.splits["train"].images) == list(range(70))
     assert [done for what, done, _ in log.steps if what.startswith("train")] == [9, 18, 27, 36, 45, 54, 63, 70]
-    monkeypatch.setattr(importing, "available_cpus", lambda: 1)
+    monkeypatch.setattr(importing, "thread_limit", lambda: 1)
     assert packed(source, tmp_path / "two").digest == one.digest
 
 
 def test_few_images_are_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = listing(tmp_path / "in", train=200)
-    monkeypatch.setattr(importing, "available_cpus", lambda: 2)
+    monkeypatch.setattr(importing, "thread_limit", lambda: 2)
     monkeypatch.setattr(importing, "_BLOCK_BYTES", 10 * 8 * 8 * 3)
     lock = threading.Lock()
     state = {"read": 0, "written": 0, "most": 0}
@@ -331,7 +331,7 @@ def test_no_more_threads_than_the_allotment(tmp_path: Path, monkeypatch: pytest.
         pools.append(workers)
         return ThreadPoolExecutor(workers)
 
-    monkeypatch.setattr(importing, "available_cpus", lambda: 3)
+    monkeypatch.setattr(importing, "thread_limit", lambda: 3)
     monkeypatch.setattr(importing, "ThreadPoolExecutor", pool)
     packed(listing(tmp_path / "in"), tmp_path / "out")
     assert pools == [3]
