@@ -24,7 +24,7 @@ from denetdm_cli.utils import signals
 
 def jobs(count: int, folder: Path, preset: str = "coloredmnist", **options: Any) -> list[Job]:
     config = load_config(preset_path(preset), (), {"dataset.root": str(folder), "threads": 0, **options})
-    return [Job(config, folder / f"seed{seed}", folder, None, False, "auto", False) for seed in range(count)]
+    return [Job(config, folder / f"seed{seed}", folder, ("train-poe",), None, "auto", ()) for seed in range(count)]
 
 
 class TestPlan:

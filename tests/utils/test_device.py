@@ -3,7 +3,7 @@ import torch
 
 from denetdm_cli.config.schema import Config
 from denetdm_cli.data.store import StoredDataset
-from denetdm_cli.training.stages import train_poe
+from denetdm_cli.training import stages
 from denetdm_cli.utils import device as runtime
 from denetdm_cli.utils.device import resolve_device, use_threads
 from denetdm_cli.utils.errors import ConfigError
@@ -49,6 +49,6 @@ def test_a_training_takes_deterministic_kernels(
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
-    next(iter(train_poe(tiny_config, tiny_dataset)))
+    next(iter(stages.train("train-poe", tiny_config, tiny_dataset)))
     assert torch.backends.cudnn.deterministic
     assert not torch.backends.cudnn.benchmark
