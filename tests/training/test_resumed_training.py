@@ -37,7 +37,7 @@ class Moody:
         return {"model": self.model(x)}
 
 
-def training(batch_size: int = 8, compute: ComputeConfig | None = None) -> tuple[Moody, Training]:
+def training(batch_size: int = 8, compute: ComputeConfig | None = None) -> tuple[Moody, Trainer]:
     random = np.random.RandomState(0)
     split = Split(random.randint(0, 256, (36, 8, 8, 3)).astype(np.uint8), (np.arange(36) % 3).astype(np.uint8), None)
     data = DataConfig(
