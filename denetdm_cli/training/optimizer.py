@@ -64,7 +64,9 @@ def _state_names(optimizer: torch.optim.Optimizer) -> set[str]:
     """Names of the tensors it keeps for a parameter, found by a step on a parameter of one number."""
     parameter = nn.Parameter(torch.zeros(1))
     parameter.grad = torch.zeros(1)
-    trial = type(optimizer)([parameter], **optimizer.defaults)
+    accepted = inspect.signature(type(optimizer)).parameters
+    options = {name: value for name, value in optimizer.defaults.items() if name in accepted}
+    trial = type(optimizer)([parameter], **options)
     trial.step()
     return {name for name, value in trial.state[parameter].items() if isinstance(value, Tensor)}
 

@@ -63,7 +63,7 @@ def test_the_last_epoch_is_kept_whatever_it_is() -> None:
 )
 def test_the_figure_to_report_and_to_select_the_target_by(name: str, metric: str) -> None:
     config = load_config(preset_path(name))
-    assert reported_metric(config) == metric
+    assert reported_metric(config, config.settings("distill")) == metric
     assert config.distill.selection_metric == f"target.{metric}"
 
 

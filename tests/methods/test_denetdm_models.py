@@ -148,7 +148,7 @@ def test_a_step_of_distillation_moves_no_statistics_of_teacher_and_deep_branch()
     before = {key: {n: t.clone() for n, t in module.state_dict().items()} for key, module in frozen.items()}
     model.train()
     batch = Batch(x=torch.rand(4, 3, 32, 32), y=torch.arange(4), index=torch.arange(4))
-    sum(method.losses(batch).values()).backward()
+    sum(method.losses(batch).values()).mean().backward()
     for key, module in frozen.items():
         assert all(torch.equal(before[key][name], tensor) for name, tensor in module.state_dict().items())
 

@@ -19,7 +19,7 @@ from denetdm_cli.evaluation.evaluator import predict
 from denetdm_cli.evaluation.metrics import Groups
 from denetdm_cli.methods.denetdm.models import ProductOfExperts
 from denetdm_cli.methods.denetdm.poe import TrainPoe
-from denetdm_cli.methods.denetdm.separation import Signs, sample, signs, warnings
+from denetdm_cli.methods.denetdm.separation import Signs, samples, signs, warnings
 from denetdm_cli.training.trainer import Trainer
 
 GROUPS = Groups(10, 10, tuple(range(10)))
@@ -42,7 +42,7 @@ class Trained:
         self.accuracy = {name: (found["conflicting"], found["aligned"]) for name, found in metrics.items()}
 
     def warnings(self) -> list[str]:
-        seen = [signs(self.model, batches, sample(batches)) for batches in (self.train, self.evaluation)]
+        seen = [signs(self.model, *one) for one in samples(train=self.train, evaluation=self.evaluation).values()]
         return warnings(*seen)
 
 
@@ -123,9 +123,10 @@ def test_the_sample_is_fixed_and_small() -> None:
             return 50_000
 
     batches: Any = Many()
-    assert len(sample(batches)) == len(set(sample(batches).tolist())) == 1000
-    assert sample(batches).tolist() == sample(batches).tolist()
-    assert sample(batches).max() > 40_000
+    first, again = (samples(train=batches)["train"][1].tolist() for _ in range(2))
+    assert len(first) == len(set(first)) == 1000
+    assert first == again
+    assert max(first) > 40_000
 
 
 def healthy() -> tuple[Signs, Signs]:

@@ -1,5 +1,6 @@
 """A training taken up after any step is, to the last bit, the one that was never stopped."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import nn
 from denetdm_cli.config.schema import ComputeConfig, DataConfig
 from denetdm_cli.data.batches import Batch, Batches
 from denetdm_cli.data.store import Split
+from denetdm_cli.methods.base import Method
 from denetdm_cli.methods.denetdm.poe import TrainPoeSettings
 from denetdm_cli.training import checkpoint
 from denetdm_cli.training.events import EpochTrained, Progress
@@ -20,18 +22,34 @@ STEPS = 5
 EPOCHS = 2
 
 
-class Moody:
-    """A network with everything that has a state of its own: normalisation that moves, and noise."""
+class Moody(Method):
+    """A network with everything that has a state of its own: normalisation that moves, noise, a tensor per image."""
+
+    name, predictors, Settings = "moody", ("model",), TrainPoeSettings
+
+    @classmethod
+    def build(cls, *_: object) -> "Moody":
+        return cls()
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {"seen": self.seen}
+
+    def load_state_dict(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.seen = tensors["seen"].clone()
 
     def __init__(self) -> None:
         torch.manual_seed(0)
+        self.seen = torch.zeros(36)
         self.model = nn.Sequential(
             nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(144, 3)
         )
 
     def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         logits = self.model(batch.x)
-        return {"class": nn.functional.cross_entropy(logits, batch.y), "size": 0.01 * logits.square().mean()}
+        self.seen[batch.index] = 0.7 * self.seen[batch.index] + logits.detach().float().std(dim=1)
+        weight = 1 + self.seen[batch.index]  # so that what is not restored shows in the weights
+        per_image = nn.functional.cross_entropy(logits, batch.y, reduction="none")
+        return {"class": weight * per_image, "size": 0.01 * logits.square().mean(dim=1)}
 
     def predict(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"model": self.model(x)}
@@ -69,7 +87,7 @@ def test_after_any_step(stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for event in first.run():
         steps += isinstance(event, Progress)
         if steps == stop:
-            checkpoint.save(path, *first.state())
+            checkpoint.save(path, *first.state_dict())
             break
         if isinstance(event, EpochTrained):
             ends.append(event)
@@ -87,7 +105,7 @@ def test_after_any_step(stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_damaged_state_is_refused(missing: str, tmp_path: Path) -> None:
     _, first = training()
     next(event for event in first.run() if isinstance(event, EpochTrained))
-    tensors, facts = first.state()
+    tensors, facts = first.state_dict()
     del facts[missing]
     with pytest.raises(CheckpointError, match=r"state\.safetensors is damaged"):
         training()[1].load_state_dict(tensors, facts, tmp_path / "state.safetensors")

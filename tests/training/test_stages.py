@@ -161,7 +161,7 @@ def test_each_rule_keeps_the_epoch_it_says(tiny_config: Config, tiny_dataset: St
     loaded = checkpoint.load_method(finished.folder / f"{rule}.safetensors", torch.device("cpu"))
     evaluation = Evaluation.of(tiny_dataset, torch.device("cpu"), tiny_config.data)
     name, rows = evaluation.parts[kept["reported_on"]]
-    found = predict(loaded.model, loaded.model.predict, evaluation.batches[name])
+    found = predict(loaded.method.model, loaded.method.predict, evaluation.batches[name])
     again = found.at(rows).metrics(evaluation.groups)
     assert again == kept["metrics"]
     reported = {k: v for k, v in kept["metrics"]["shallow"].items() if k != "groups"}
