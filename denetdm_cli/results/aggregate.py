@@ -1,4 +1,4 @@
-"""Many finished stages as groups that differ in the seed alone, and their figures beside the paper's."""
+"""Finished stages grouped by everything but the seed, with means and the paper's figures."""
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
@@ -11,48 +11,47 @@ from denetdm_cli.config.load import as_yaml, leaves, load_config, preset_path
 from denetdm_cli.config.presets import preset_names
 from denetdm_cli.config.schema import PLACE, SELECTION_RULES, SelectionRule
 from denetdm_cli.results.paper import PaperFigure, paper_figure
-from denetdm_cli.results.records import METRIC_NAMES, MetricName, Results, accuracy_of
+from denetdm_cli.results.records import METRIC_NAMES, MetricName, Results, Selected, accuracy_of
 from denetdm_cli.utils.errors import ConfigError
 
-_NOT_A_METHOD = (
+_NOT_A_SETTING = (
     "seed", *PLACE,
-    "dataset.name", "dataset.folder", "dataset.type", "dataset.ratio",  # what a group is named by
-    "selection", "distill.teacher",  # told by the rules that were followed
+    "dataset.name", "dataset.folder", "dataset.type", "dataset.ratio",  # in the name of the group
+    "selection",  # compared by rule
 )  # fmt: skip
-_NOT_OF_STAGE_1 = ("distill.", "model.target.")
 
 
 class FinishedRun(NamedTuple):
-    """A stage folder and its results."""
+    """A finished stage folder and its results."""
 
     folder: Path
     results: Results
 
 
 class ChangedSetting(NamedTuple):
-    """A setting that is not the preset's; None is null, and of the preset also a key that it does not have."""
+    """A setting that differs from the preset; None stands for null, and for a key that the preset does not have."""
 
     key: str
     value: Any
     preset: Any
 
     def __str__(self) -> str:
-        """As YAML has it."""
+        """As in YAML."""
         return f"{self.key}={as_yaml(self.value)}"
 
 
 @dataclass(frozen=True)
 class MetricSummary:
-    """One figure of a group.
+    """One metric of one predictor over the seeds of a group.
 
     Attributes:
-        predictor: whose.
-        metric: which accuracy.
+        predictor: name of the predictor.
+        metric: name of the metric.
         rule: the selection rule that picked the epochs.
-        on_test_data: whether they, or their teachers', were picked by the images that are reported on.
-        reported_on: the part of the evaluation split that it was measured on.
-        values: of the runs of the group in turn, in %.
-        paper: what the paper reports, in %.
+        on_test_data: whether the reported images picked the epoch, or the epoch of its teacher.
+        reported_on: the part of the evaluation split that was measured.
+        values: one for each seed, in %.
+        paper: the paper's figure, in %.
     """
 
     predictor: str
@@ -65,30 +64,30 @@ class MetricSummary:
 
     @property
     def mean(self) -> float:
-        """Over the seeds."""
+        """Mean over the seeds."""
         return statistics.fmean(self.values)
 
     @property
     def std(self) -> float | None:
-        """Sample standard deviation (n - 1) over the seeds; None for one."""
+        """Sample standard deviation (n - 1) over the seeds; None for one seed."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
     @property
     def difference(self) -> float | None:
-        """From the paper's mean, in percentage points."""
+        """Mean minus the paper's mean, in percentage points."""
         return None if self.paper is None else self.mean - self.paper.mean
 
 
 @dataclass(frozen=True)
 class SeedGroup:
-    """Runs of one stage that are alike in everything but the seed.
+    """Runs of one stage that differ only in the seed.
 
     Attributes:
-        dataset: the data set, without ratio and place.
+        dataset: the data set without ratio and folder.
         ratio: conflict ratio; None for a data set without one.
-        stage: train-poe or distill.
-        teacher: the rule that picked the stage-1 epoch distilled from; None for stage 1.
-        settings: those that are not the preset's.
+        stage: name of the method.
+        teacher: the rule that picked the teacher's epoch; None for a method without a teacher.
+        settings: those that differ from the preset.
         runs: by seed.
     """
 
@@ -101,17 +100,17 @@ class SeedGroup:
 
     @property
     def seeds(self) -> list[int]:
-        """Of the runs."""
+        """Seeds of the runs."""
         return [run.results.seed for run in self.runs]
 
     @property
     def reported_metric(self) -> MetricName:
-        """What the literature reports for the data set."""
+        """The metric that the literature reports for the data set."""
         return self.runs[0].results.reported_metric
 
     @cached_property
     def metrics(self) -> dict[tuple[str, MetricName, SelectionRule], MetricSummary]:
-        """Every figure that all runs have, by predictor, metric and rule."""
+        """Every metric that all runs have, by predictor, metric and rule."""
         found = {}
         for rule in SELECTION_RULES:
             kept = [run.results.rules[rule] for run in self.runs]
@@ -120,72 +119,98 @@ class SeedGroup:
                     values = [accuracy_of(each.metrics, predictor, metric) for each in kept]
                     known = tuple(100 * value for value in values if value is not None)
                     if len(known) == len(values):
-                        found[predictor, metric, rule] = MetricSummary(
-                            predictor,
-                            metric,
-                            rule,
-                            kept[0].selected_on_test_data,
-                            kept[0].reported_on,
-                            known,
-                            paper_figure(self.dataset, self.ratio, predictor, metric),
-                        )
+                        found[predictor, metric, rule] = self._summary(kept[0], predictor, metric, known)
         return found
+
+    def _summary(self, kept: Selected, predictor: str, metric: MetricName, values: tuple[float, ...]) -> MetricSummary:
+        first = predictor == next(iter(kept.metrics))
+        paper = paper_figure(self.dataset, self.ratio, self.stage, predictor, metric, reported=first)
+        return MetricSummary(predictor, metric, kept.rule, kept.selected_on_test_data, kept.reported_on, values, paper)
 
     @property
     def predictors(self) -> list[str]:
-        """The one to ship first."""
+        """Names of the predictors; the first is the one that is reported."""
         return list(dict.fromkeys(predictor for predictor, _, _ in self.metrics))
+
+    def reported(self, rule: SelectionRule) -> MetricSummary | None:
+        """The reported metric of the reported predictor; None if a run lacks it."""
+        return self.metrics.get((self.predictors[0], self.reported_metric, rule))
 
     @property
     def main_metrics(self) -> list[MetricName]:
-        """Those that tell bias from signal, after the one to report; by class alone where there are no bias labels."""
+        """The reported metric, then conflicting and aligned accuracy, or those by class without bias labels."""
         known = {metric for _, metric, _ in self.metrics}
         wanted: list[MetricName] = ["conflicting", "aligned"] if "conflicting" in known else ["accuracy", "worst_class"]
         return [metric for metric in dict.fromkeys([self.reported_metric, *wanted]) if metric in known]
 
 
-def group_by_seed(runs: Iterable[FinishedRun], tell: Callable[[str], None]) -> list[SeedGroup]:
-    """Put together what differs in the seed alone; `tell` gets a line for each copy of a run, which counts once.
+def group_by_seed(runs: Iterable[FinishedRun], info: Callable[[str], None]) -> list[SeedGroup]:
+    """Group runs that differ only in the seed.
 
+    Args:
+        runs: finished runs; a copy of a run counts once.
+        info: gets a line for each copy.
     Returns:
-        Groups by data set, stage 2 first, the preset's settings first.
+        Groups by data set; methods with a teacher first, and settings of the preset first.
     Raises:
-        ConfigError: runs that would share a mean were trained or judged on different data, picked by different
-            selection rules, or are different runs of one seed; names them.
+        ConfigError: runs of a group have different data or different selection, or are different runs of one seed.
     """
-    together: dict[tuple[Any, ...], list[FinishedRun]] = {}
+    grouped: dict[tuple[Any, ...], list[FinishedRun]] = {}
     settings: dict[tuple[Any, ...], tuple[ChangedSetting, ...]] = {}
     for run in runs:
-        dataset = run.results.config["dataset"]
-        differing = _settings(run.results)
-        teacher = run.results.rules["last"].teacher_rule
-        key = (_dataset_name(dataset), dataset.get("ratio"), run.results.stage, teacher, repr(differing))
-        together.setdefault(key, []).append(run)
-        settings[key] = differing
+        dataset, stage = run.results.config["dataset"], run.results.stage
+        changed = _changed_settings(run.results)
+        key = (
+            _dataset_name(dataset),
+            dataset.get("ratio"),
+            stage,
+            run.results.rules["last"].teacher_rule,
+            str(changed),
+        )
+        grouped.setdefault(key, []).append(run)
+        settings[key] = changed
     groups = []
-    for key, alike in together.items():
-        _require_same_data(alike)
-        _require_same_selection(alike)
-        distinct = _by_seed(alike, tell)
-        groups.append(SeedGroup(*key[:4], settings=settings[key], runs=tuple(distinct)))
+    for key, members in grouped.items():
+        _require_one(members, _data_of, "trained or evaluated on different data", "runs on one data set")
+        _require_one(members, _selection_of, "whose epochs were selected in different ways", "runs selected alike")
+        groups.append(SeedGroup(*key[:4], settings=settings[key], runs=tuple(_by_seed(members, info))))
     return sorted(groups, key=_order)
 
 
+def settings_of_other_methods(method: str, config: dict[str, Any]) -> tuple[str, ...]:
+    """Prefixes of the keys that a method does not depend on: sections of other methods, and networks it has not."""
+    from denetdm_cli.methods import METHODS
+    from denetdm_cli.training.pipeline import methods_up_to
+
+    if method not in METHODS:
+        return ()
+    used = methods_up_to(method)
+    networks = {branch for name in used for branch in METHODS[name].branches}
+    return (
+        *(f"{name.replace('-', '_')}." for name in METHODS if name not in used),
+        *(f"model.{branch}." for branch in config["model"] if branch not in networks),
+    )
+
+
 def _dataset_name(dataset: dict[str, Any]) -> str:
-    """What a data set is called whatever its conflict ratio; `type` 1 of Corrupted CIFAR-10 is another one."""
+    """The name of a data set without its ratio; another `type` is another data set."""
     if dataset["name"] == "folder":
         return str(dataset.get("folder"))
     kind = f" type {dataset['type']}" if dataset.get("type") else ""
     return f"{dataset['name']}{kind}"
 
 
-def _settings(results: Results) -> tuple[ChangedSetting, ...]:
-    """What of a run's configuration is not as in the preset; keys that its version did not have yet are as there."""
-    preset = _preset(results.config["dataset"]["name"])
-    left_out = _NOT_OF_STAGE_1 if results.stage == "train-poe" else ()
+def _changed_settings(results: Results) -> tuple[ChangedSetting, ...]:
+    """The settings that differ from the preset; a key that the run's version did not have counts as equal."""
+    name = results.config["dataset"]["name"]
+    preset: dict[str, object] = {}
+    if name in preset_names():
+        preset = dict(leaves(load_config(preset_path(name)).model_dump(mode="json")))
+    others = settings_of_other_methods(results.stage, results.config)
     found = []
     for key, value in leaves(results.config):
-        if key in _NOT_A_METHOD or key.startswith(left_out) or value == preset.get(key):
+        # the rule of a teacher is part of the group's name
+        if key in _NOT_A_SETTING or key.endswith(".teacher") or key.startswith(others) or value == preset.get(key):
             continue
         if key.endswith(".weights") and value not in (None, "imagenet"):
             started = results.start_weights.get(key.split(".")[1], {})
@@ -194,49 +219,38 @@ def _settings(results: Results) -> tuple[ChangedSetting, ...]:
     return tuple(sorted(found, key=lambda setting: setting.key))
 
 
-def _preset(name: str) -> dict[str, object]:
-    if name not in preset_names():
-        return {}
-    preset = load_config(preset_path(name))
-    return dict(leaves(preset.model_dump(mode="json")))
+def _data_of(results: Results) -> str:
+    return f"data {results.dataset.digest[:16]}, evaluation {results.dataset.evaluation_digest[:16]}"
 
 
-def _require_same_data(runs: Sequence[FinishedRun]) -> None:
-    by_digest: dict[tuple[str, str], list[str]] = {}
-    for run in runs:
-        data = run.results.dataset
-        by_digest.setdefault((data.digest, data.evaluation_digest), []).append(str(run.folder))
-    if len(by_digest) > 1:
-        lines = "".join(
-            f"\n  data {digest[:16]}, evaluation {evaluation[:16]}: {', '.join(folders)}"
-            for (digest, evaluation), folders in by_digest.items()
-        )
-        raise ConfigError(
-            f"no mean over runs that were trained or judged on different data:{lines}",
-            "Report them apart: name folders of runs on one data set.",
-        )
+def _selection_of(results: Results) -> str:
+    return "; ".join(
+        f"rule {kept.rule}, metric {kept.metric}, picked on {kept.picked_on}, reported on {kept.reported_on}"
+        for kept in results.rules.values()
+    )
 
 
-def _require_same_selection(runs: Sequence[FinishedRun]) -> None:
-    for rule in SELECTION_RULES:
-        by_way: dict[str, list[str]] = {}
-        for run in runs:
-            kept = run.results.rules[rule]
-            way = f"rule {kept.rule}, metric {kept.metric}, picked on {kept.picked_on}, reported on {kept.reported_on}"
-            by_way.setdefault(way, []).append(str(run.folder))
-        if len(by_way) > 1:
-            lines = "".join(f"\n  {way}: {', '.join(folders)}" for way, folders in by_way.items())
-            raise ConfigError(
-                f"no mean over epochs that were selected in different ways:{lines}",
-                "Report them apart: name folders of runs that were selected alike.",
-            )
-
-
-def _by_seed(runs: Sequence[FinishedRun], tell: Callable[[str], None]) -> list[FinishedRun]:
-    """One run a seed.
+def _require_one(runs: Sequence[FinishedRun], of: Callable[[Results], str], what: str, remedy: str) -> None:
+    """Refuse a mean over runs that differ in a property.
 
     Raises:
-        ConfigError: two of one seed differ in their results.
+        ConfigError: with the folders by property.
+    """
+    folders: dict[str, list[str]] = {}
+    for run in runs:
+        folders.setdefault(of(run.results), []).append(str(run.folder))
+    if len(folders) > 1:
+        lines = "".join(f"\n  {value}: {', '.join(paths)}" for value, paths in folders.items())
+        raise ConfigError(
+            f"no mean over runs {what}:{lines}", f"Report them in separate calls: name folders of {remedy}."
+        )
+
+
+def _by_seed(runs: Sequence[FinishedRun], info: Callable[[str], None]) -> list[FinishedRun]:
+    """One run for each seed.
+
+    Raises:
+        ConfigError: two runs of one seed have different results.
     """
     found: dict[int, FinishedRun] = {}
     for run in runs:
@@ -245,15 +259,15 @@ def _by_seed(runs: Sequence[FinishedRun], tell: Callable[[str], None]) -> list[F
             continue
         if first.results.rules != run.results.rules:
             raise ConfigError(
-                f"no mean over two runs of seed {run.results.seed} that came out differently: {first.folder} and "
+                f"no mean over two runs of seed {run.results.seed} with different results: {first.folder} and "
                 f"{run.folder}",
                 "A mean would count the seed twice. Name the folder of one of them.",
             )
-        tell(f"{run.folder} equals {first.folder} and is counted once")
+        info(f"{run.folder} equals {first.folder} and is counted once")
     return [found[seed] for seed in sorted(found)]
 
 
 def _order(group: SeedGroup) -> tuple[Any, ...]:
     settings = len(group.settings), repr(group.settings)
     teacher = SELECTION_RULES.index(group.teacher) if group.teacher else 0
-    return group.dataset, group.stage != "distill", *settings, teacher, group.ratio or 0
+    return group.dataset, group.teacher is None, group.stage, *settings, teacher, group.ratio or 0

@@ -1,4 +1,4 @@
-"""Pictures of a report, as PNG and SVG: legible in one column of a paper, and in colours that no eye confuses."""
+"""Plots of a report as PNG and SVG, for one column of a paper, in colors that color-blind readers can tell apart."""
 
 import hashlib
 import re
@@ -6,13 +6,13 @@ import statistics
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import import_module
-from itertools import groupby
+from itertools import cycle, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from denetdm_cli.config.schema import SELECTION_RULES, SelectionRule
-from denetdm_cli.results.aggregate import FinishedRun, MetricSummary, SeedGroup
-from denetdm_cli.results.paper import RATIOS, TABLE_1
+from denetdm_cli.config.schema import SELECTION_RULES
+from denetdm_cli.results.aggregate import FinishedRun, SeedGroup
+from denetdm_cli.results.paper import NEEDS_BIAS_LABELS, RATIOS, TABLE_1, row_of
 from denetdm_cli.results.records import EpochRecord, MetricName, accuracy_of, records_of
 from denetdm_cli.utils.errors import CheckpointError, ConfigError
 from denetdm_cli.utils.files import atomic_file
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 _BLACK, _BLUE, _VERMILLION, _GREEN, _PURPLE, _GREY = "#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#999999"
 """Of the palette of Okabe and Ito, and a grey."""
-_LINES = {"shallow": (_BLUE, "-"), "deep": (_VERMILLION, "--"), "product": (_BLACK, ":"), "target": (_GREEN, "-")}
+_LINES = ((_BLUE, "-"), (_VERMILLION, "--"), (_BLACK, ":"), (_GREEN, "-."), (_PURPLE, (0, (5, 1))))
+"""Color and line of the predictors in turn."""
 _MARKERS = {"last": (_BLUE, "o"), "valid": (_GREEN, "s"), "paper": (_VERMILLION, "^")}
 _COLUMN = 3.35
 """Width of one column of a paper, in inches."""
@@ -46,10 +47,10 @@ _STYLE: dict[str, Any] = {
 
 
 def require_matplotlib() -> None:
-    """Refuse to draw without it.
+    """Check that matplotlib is installed.
 
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: it is not.
     """
     try:
         import_module("matplotlib")
@@ -61,13 +62,14 @@ def require_matplotlib() -> None:
 
 
 def draw(groups: Sequence[SeedGroup], folder: Path) -> Iterator[Path]:
-    """Draw every picture there is something for, and yield its files.
+    """Draw all plots and yield their files.
 
-    Accuracy by epoch and group matrix of every group, and accuracy by conflict ratio of those that differ in it alone.
+    For every group accuracy by epoch and a matrix of the (target, bias) groups; for groups that differ only in the
+    conflict ratio, accuracy by ratio.
 
     Raises:
         CheckpointError: metrics.jsonl of a finished run is missing or damaged.
-        ConfigError: there is something else in the place of the folder.
+        ConfigError: the folder, or one above it, is a file.
     """
     from matplotlib import style
 
@@ -83,8 +85,8 @@ def draw(groups: Sequence[SeedGroup], folder: Path) -> Iterator[Path]:
                 figure = _group_matrix(group, predictor)
                 if figure is not None:
                     yield from _save(figure, folder, f"{_name(group)}-groups-{predictor}")
-        known = [group for group in groups if group.ratio is not None and _reported(group, "last")]
-        for _, alike in groupby(known, key=lambda group: (group.dataset, group.teacher, group.settings)):
+        known = [group for group in groups if group.ratio is not None and group.reported("last")]
+        for _, alike in groupby(known, key=lambda group: (group.dataset, group.stage, group.teacher, group.settings)):
             several = list(alike)
             yield from _save(_by_ratio(several), folder, f"{_name(several[0], ratio=False)}-ratios")
 
@@ -107,11 +109,12 @@ def _by_epoch(group: SeedGroup) -> "Figure":
     figure = Figure(figsize=(_COLUMN, 0.8 + 1.5 * len(metrics)))
     panels = figure.subplots(len(metrics), sharex=True, squeeze=False)[:, 0]
     for axes, metric in zip(panels, metrics, strict=True):
-        for predictor in group.predictors:
-            color, line = _LINES.get(predictor, (_PURPLE, "-."))
+        for predictor, (color, line) in zip(group.predictors, cycle(_LINES), strict=False):
             values = [_series(records, predictor, metric) for records in runs]
             by_epoch = list(zip(*values, strict=True))
-            axes.plot(epochs, [statistics.fmean(each) for each in by_epoch], line, color=color, label=predictor, lw=1.2)
+            axes.plot(
+                epochs, [statistics.fmean(each) for each in by_epoch], ls=line, color=color, label=predictor, lw=1.2
+            )
             lowest, highest = [min(each) for each in by_epoch], [max(each) for each in by_epoch]
             axes.fill_between(epochs, lowest, highest, color=color, alpha=0.2, lw=0)
         axes.set_ylabel(_axis(metric))
@@ -147,29 +150,29 @@ def _series(records: Iterable[EpochRecord], predictor: str, metric: MetricName) 
 
 
 def _by_ratio(groups: Sequence[SeedGroup]) -> "Figure":
-    """The reported accuracy of the target model, mean and deviation, beside the paper's."""
+    """The reported accuracy by conflict ratio, mean and deviation, and the paper's."""
     from matplotlib.figure import Figure
 
     metric = groups[0].reported_metric
     ratios = sorted({group.ratio for group in groups if group.ratio is not None})
     figure = Figure()
     axes = figure.subplots()
-    _draw_others(axes, groups[0].dataset, metric, ratios)
+    _draw_others(axes, groups[0], ratios)
     for at, rule in enumerate(SELECTION_RULES):
-        summaries = [(ratios.index(group.ratio or 0), _reported(group, rule)) for group in groups]
+        summaries = [(ratios.index(group.ratio or 0), group.reported(rule)) for group in groups]
         color, marker = _MARKERS[rule]
         label = f"rule {rule}" + (
             " (test data)" if any(summary and summary.on_test_data for _, summary in summaries) else ""
         )
         points = [(place + 0.12 * (at - 1.5), summary.mean, summary.std) for place, summary in summaries if summary]
         _draw_points(axes, points, color, marker, label)
-    published = [(ratios.index(group.ratio or 0), _reported(group, "last")) for group in groups]
+    published = [(ratios.index(group.ratio or 0), group.reported("last")) for group in groups]
     points = [
         (place + 0.18, summary.paper.mean, summary.paper.std)
         for place, summary in published
         if summary and summary.paper
     ]
-    _draw_points(axes, points, _BLACK, "D", "DeNetDM, the paper")
+    _draw_points(axes, points, _BLACK, "D", f"{row_of(groups[0].stage) or groups[0].stage}, the paper")
     axes.set_xticks(range(len(ratios)), [f"{100 * ratio:g}" for ratio in ratios])
     axes.set_xlim(-0.5, len(ratios) - 0.5)
     axes.set_xlabel("conflict ratio of the training images (%)")
@@ -177,11 +180,6 @@ def _by_ratio(groups: Sequence[SeedGroup]) -> "Figure":
     figure.legend(loc="outside lower center", ncols=2)
     axes.set_title(_title(groups[0], _over(groups, "mean and standard deviation"), ratio=False))
     return figure
-
-
-def _reported(group: SeedGroup, rule: SelectionRule) -> MetricSummary | None:
-    """The figure of the target model that the literature reports; None for stage 1."""
-    return group.metrics.get(("target", group.reported_metric, rule))
 
 
 def _draw_points(
@@ -196,13 +194,13 @@ def _draw_points(
     axes.errorbar(places, means, yerr=bars, capsize=2.5, label=label, **looks)
 
 
-def _draw_others(axes: "Axes", dataset: str, metric: str, ratios: Sequence[float]) -> None:
+def _draw_others(axes: "Axes", group: SeedGroup, ratios: Sequence[float]) -> None:
     """The other methods of Table 1 that need no bias labels, in the background."""
-    if metric != "unbiased":
+    if group.reported_metric != "unbiased":
         return
     label = "other methods, the paper"
-    for method, figures in TABLE_1.get(dataset, {}).items():
-        if method in ("DeNetDM", "Group DRO"):
+    for row, figures in TABLE_1.get(group.dataset, {}).items():
+        if row in (*NEEDS_BIAS_LABELS, row_of(group.stage)):
             continue
         points = [(ratios.index(r), figure.mean) for r, figure in zip(RATIOS, figures, strict=True) if r in ratios]
         if points:
@@ -246,14 +244,14 @@ def _axis(metric: str) -> str:
 
 
 def _over(groups: Sequence[SeedGroup], what: str) -> str:
-    """What is shown of how many seeds; of one there is nothing but its figure."""
+    """What is shown and over how many seeds."""
     counts = sorted({len(group.runs) for group in groups})
     several = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     return "1 seed" if counts[-1] == 1 else f"{what} of {several} seeds"
 
 
 def _title(group: SeedGroup, what: str, *, ratio: bool = True) -> str:
-    name = f"{group.dataset}, stage {2 if group.stage == 'distill' else 1}"
+    name = f"{group.dataset}, {group.stage}"
     if ratio and group.ratio is not None:
         name += f", {100 * group.ratio:g} % conflicting"
     if group.teacher not in (None, "last"):
@@ -263,7 +261,7 @@ def _title(group: SeedGroup, what: str, *, ratio: bool = True) -> str:
 
 
 def _name(group: SeedGroup, *, ratio: bool = True) -> str:
-    """Of the files of a group; equal groups have equal names, whatever else is drawn."""
+    """Name of the files of a group, the same in every report."""
     parts = [group.dataset]
     if ratio and group.ratio is not None:
         parts.append(str(group.ratio))

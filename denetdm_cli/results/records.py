@@ -1,55 +1,54 @@
-"""What run folders hold, as plain records: read without torch, never written, and a bad one says what is wrong."""
+"""What run folders hold, as plain records; nothing here needs torch or writes."""
 
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from denetdm_cli.config.load import leaves
 from denetdm_cli.config.schema import SelectionRule
 from denetdm_cli.training.run_folder import RunFolder
 from denetdm_cli.utils.errors import CheckpointError
 from denetdm_cli.utils.files import is_held
 
 State = Literal["running", "stopped", "done", "failed"]
-"""`stopped`: can go on with --resume; `failed`: cannot."""
+"""`stopped`: the same command resumes it; `failed`: it cannot be resumed."""
 
 MetricName = Literal["unbiased", "accuracy", "aligned", "conflicting", "worst_group", "worst_class"]
 METRIC_NAMES: tuple[MetricName, ...] = get_args(MetricName)
-Share = Annotated[float, Field(ge=0, le=1)]
 
-_STAGE_NAME = re.compile(r"train-poe|distill(-from-\w+)?")
 _METADATA_KEY = "denetdm"
-"""Where `checkpoint.save` keeps metadata in the header of a safetensors file."""
+"""Key of the metadata in the header of a safetensors file, as `training.checkpoint` writes it."""
 _EPOCHS_TIMED = 5
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?)")
 
 
 class _Record(BaseModel):
-    """What of a file others rely on; there is more in it."""
+    """The entries of a file that this package reads; the file may hold more."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
 
 class Metrics(_Record):
-    """Accuracies of one predictor between 0 and 1, as `evaluation.group_metrics` gives them."""
+    """Accuracies of one predictor, between 0 and 1, as in `evaluation.metrics`."""
 
-    unbiased: Share | None
-    accuracy: Share | None
-    aligned: Share | None
-    conflicting: Share | None
-    worst_group: Share | None
-    worst_class: Share | None
-    groups: list[list[Share | None]] | None = None
+    unbiased: float | None
+    accuracy: float | None
+    aligned: float | None
+    conflicting: float | None
+    worst_group: float | None
+    worst_class: float | None
+    groups: list[list[float | None]] | None = None
 
 
 def accuracy_of(metrics: dict[str, Metrics], predictor: str, name: MetricName) -> float | None:
-    """A figure of a predictor; None where there is none."""
+    """An accuracy of a predictor; None if the predictor or its accuracy is missing."""
     return getattr(metrics.get(predictor), name, None)
 
 
@@ -58,13 +57,13 @@ class EpochRecord(_Record):
 
     epoch: int
     evaluation: dict[str, Metrics] = Field(min_length=1)
-    seconds: float = Field(ge=0)
+    seconds: float
 
 
 class Selected(_Record):
-    """What a selection rule kept: the metrics by predictor, and how the epoch was picked."""
+    """The epoch that a selection rule picked: its metrics by predictor, and how it was picked."""
 
-    epoch: int = Field(ge=0)
+    epoch: int
     metrics: dict[str, Metrics] = Field(min_length=1)
     rule: SelectionRule
     teacher_rule: SelectionRule | None
@@ -80,53 +79,27 @@ class TrainedOn(_Record):
     name: str
     digest: str
     evaluation_digest: str
-    class_names: list[str] = Field(min_length=1)
+    class_names: list[str]
     bias_names: list[str]
 
 
 class Results(_Record):
-    """results.json of a finished stage."""
+    """results.json of a finished stage; `stage` is the name of the method."""
 
-    stage: Literal["train-poe", "distill"]
-    seed: int = Field(ge=0)
+    stage: str
+    seed: int
     selection: SelectionRule
     reported_metric: MetricName
-    epochs: int = Field(ge=1)
+    epochs: int
     dataset: TrainedOn
     rules: dict[SelectionRule, Selected]
     start_weights: dict[str, dict[str, str]]
     config: dict[str, Any]
 
-    @field_validator("config")
-    @classmethod
-    def _names_a_data_set(cls, config: dict[str, Any]) -> dict[str, Any]:
-        """Checked no further, for it may be of an older version."""
-        dataset = config.get("dataset")
-        if not isinstance(dataset, dict) or not isinstance(dataset.get("name"), str):
-            raise ValueError("dataset.name is missing")
-        ratio = dataset.get("ratio")
-        if ratio is not None and not (isinstance(ratio, float) and 0 < ratio < 1):
-            raise ValueError("dataset.ratio must be a number between 0 and 1")
-        repr(list(leaves(config)))  # nested too deeply for a report, it is refused here
-        return config
-
-    @model_validator(mode="after")
-    def _agrees_with_itself(self) -> "Results":
-        shape = [len(self.dataset.bias_names)] * len(self.dataset.class_names)
-        predictors = self.rules[self.selection].metrics.keys()
-        for rule, kept in self.rules.items():
-            if kept.metrics.keys() != predictors:
-                raise ValueError(f"rules.{rule}.metrics must be of {', '.join(predictors)}")
-            for predictor, metrics in kept.metrics.items():
-                if metrics.groups is not None and ([len(row) for row in metrics.groups] != shape or not shape[0]):
-                    where = f"rules.{rule}.metrics.{predictor}.groups"
-                    raise ValueError(f"{where} must have {len(shape)} rows of {shape[0]}, as classes and biases")
-        return self
-
 
 @dataclass(frozen=True)
 class Headline:
-    """The figure that stands for a stage; `rule` is None for the newest epoch of one that is not finished."""
+    """The reported accuracy of a stage; `rule` is None for the newest epoch of an unfinished stage."""
 
     predictor: str
     metric: MetricName
@@ -137,17 +110,17 @@ class Headline:
 
 @dataclass(frozen=True)
 class StageSummary:
-    """A stage folder as it was found; what is not known is None.
+    """State and progress of a stage folder; unknown entries are None.
 
     Attributes:
         folder: of the stage.
         state: running, stopped, done or failed.
-        problem: what is wrong with it.
+        problem: why the stage failed.
         epoch: the last completed one.
-        epochs: as many as there are to be.
-        seconds_left: training time of the epochs that are missing.
+        epochs: to train in total.
+        seconds_left: training time of the epochs that are left.
         written: time of the last write, in seconds since 1970.
-        headline: the figure that stands for it.
+        headline: the reported accuracy.
         results: of a finished stage.
     """
 
@@ -162,14 +135,11 @@ class StageSummary:
     results: Results | None = None
 
 
-_Kind = TypeVar("_Kind", bound=_Record)
-
-
 def find_stages(given: Path) -> tuple[list[Path], list[OSError]]:
-    """The stage folders at or below a path, seed 2 before seed 10, and why some folders could not be looked into.
+    """The stage folders at or below a path, by number of the run and by age, and the folders that cannot be read.
 
     Raises:
-        CheckpointError: there is no such folder.
+        CheckpointError: the folder does not exist.
     """
     if not given.is_dir():
         what = "is not a folder" if given.exists() else "does not exist"
@@ -190,19 +160,17 @@ def find_stages(given: Path) -> tuple[list[Path], list[OSError]]:
 
 
 def summarise_stage(path: Path) -> StageSummary:
-    """Look at a stage folder, whatever state it is in; a process at work in it is not disturbed."""
+    """State and progress of a stage folder; a damaged file makes it `failed`. A running process is not disturbed."""
     folder = RunFolder(path)
     held, written = False, None
     try:
-        held = is_held(path)  # looked at first: a run that ends while this reads has then written its results
+        held = is_held(path)  # before the files are read: a run that ends meanwhile has written its results
         written = _last_write(path)
-        return _done(folder, written) if folder.finished else _unfinished(folder, held, written)
+        return _finished(folder, written) if folder.finished else _unfinished(folder, held, written)
     except CheckpointError as error:
         problem = error.what
     except OSError as error:
         problem = f"{error.filename or path}: {error.strerror}"
-    except RecursionError:
-        problem = f"{folder.results_file if folder.finished else path} is damaged: it is nested too deeply"
     return StageSummary(path, "running" if held else "failed", problem, written=written)
 
 
@@ -219,59 +187,59 @@ def records_of(path: Path) -> list[EpochRecord]:
         raise CheckpointError(f"{error.filename}: {error.strerror}", "Bring the file back.") from None
 
 
-def _done(folder: RunFolder, written: float | None) -> StageSummary:
-    results = _validate(Results, folder.results(), folder.results_file)
-    kept = results.rules[results.selection]
-    return StageSummary(
-        folder.path,
-        "done",
-        epoch=results.epochs,
-        epochs=results.epochs,
-        written=written,
-        headline=_headline(kept.metrics, results.reported_metric, kept.epoch, results.selection),
-        results=results,
-    )
+def _finished(folder: RunFolder, written: float | None) -> StageSummary:
+    with _reading(folder.results_file):
+        results = Results.model_validate(folder.results())
+        kept = results.rules[results.selection]
+        return StageSummary(
+            folder.path,
+            "done",
+            epoch=results.epochs,
+            epochs=results.epochs,
+            written=written,
+            headline=_headline(kept.metrics, results.reported_metric, kept.epoch, results.selection),
+            results=results,
+        )
 
 
 def _unfinished(folder: RunFolder, held: bool, written: float | None) -> StageSummary:
-    epochs, problem = _planned(folder)
     lines = _lines(folder) if folder.metrics_file.exists() else []
-    state: State = "running" if held else "failed" if problem else "stopped"
-    completed = len(lines)
+    metadata = _metadata(folder.checkpoint("last"))
+    state: State = "running" if held else "stopped"
+    problem, completed = None, len(lines)
     if not held and folder.resume_file.exists():
-        completed = _completed(folder, len(lines))
-    elif not held and not problem and completed > 1:
-        state, problem = "failed", f"{folder.resume_file.name} is missing, so it cannot go on; start anew with --force"
-    elif not held and not problem:
-        completed, problem = 0, "no state was written yet, so the same command begins it anew"
+        completed = _resumable_epochs(folder, len(lines))
+    elif not held and completed > 1:
+        state, problem = "failed", f"{folder.resume_file.name} is missing, so it cannot resume; start anew with --force"
+    elif not held:
+        completed, problem = 0, "no resume state was written yet; the same command starts it again"
     newest = _parse(folder, lines[:completed][-_EPOCHS_TIMED:], max(completed - _EPOCHS_TIMED, 0) + 1)
-    seconds = sum(record.seconds for record in newest) / len(newest) if newest else None
+    epochs = _planned_epochs(folder, metadata.get("stage"))
+    left = sum(record.seconds for record in newest) / len(newest) * (epochs - completed) if newest else None
+    metric = metadata.get("reported_metric")
     return StageSummary(
         folder.path,
         state,
         problem,
         epoch=completed,
         epochs=epochs,
-        seconds_left=None if seconds is None or epochs is None or state == "failed" else seconds * (epochs - completed),
+        seconds_left=None if state == "failed" else left,
         written=written,
-        headline=_newest_headline(folder, newest[-1]) if newest else None,
+        headline=_headline(newest[-1].evaluation, metric, completed, None) if newest and metric else None,
     )
 
 
-def _planned(folder: RunFolder) -> tuple[int | None, str | None]:
-    """How many epochs there are to be; or what is wrong with the configuration, which may be of an older version."""
-    try:
-        config = folder.config()
-    except CheckpointError as error:
-        return None, error.what
-    return config.settings(folder.method).epochs, None
+def _planned_epochs(folder: RunFolder, method: str | None) -> int:
+    """The epochs in the section of the method, which the checkpoint names or else the folder."""
+    with _reading(folder.config_file):
+        config = yaml.safe_load(folder.config_file.read_text(encoding="utf-8"))
+        section = method or folder.path.name.partition("-from-")[0]
+        return int(config[section.replace("-", "_")]["epochs"])
 
 
-def _completed(folder: RunFolder, lines: int) -> int:
-    """The epochs that a stopped run keeps when it goes on."""
-    epoch = _header(folder.resume_file).get("epoch")
-    if not isinstance(epoch, int):
-        raise CheckpointError(f"{folder.resume_file} does not say which epoch it is of", "Start anew with --force.")
+def _resumable_epochs(folder: RunFolder, lines: int) -> int:
+    with _reading(folder.resume_file):
+        epoch = int(_metadata(folder.resume_file)["epoch"])
     if epoch > lines:
         raise CheckpointError(
             f"{folder.metrics_file} holds {lines} of the {epoch} completed epochs", "Start anew with --force."
@@ -280,69 +248,51 @@ def _completed(folder: RunFolder, lines: int) -> int:
 
 
 def _headline(metrics: dict[str, Metrics], metric: MetricName, epoch: int, rule: SelectionRule | None) -> Headline:
-    predictor = next(iter(metrics))  # the first is the one to ship
+    predictor = next(iter(metrics))  # the first is the one that is reported
     return Headline(predictor, metric, accuracy_of(metrics, predictor, metric), epoch, rule)
 
 
-def _newest_headline(folder: RunFolder, record: EpochRecord) -> Headline | None:
-    last = folder.checkpoint("last")
-    metric = _header(last).get("reported_metric") if last.exists() else None
-    if metric is None:
-        return None
-    if metric not in METRIC_NAMES:
-        raise CheckpointError(f"{last} is damaged: reported_metric {metric!r} is none", "Start anew with --force.")
-    return _headline(record.evaluation, metric, record.epoch, None)
-
-
-def _header(path: Path) -> dict[str, Any]:
-    """The metadata of a safetensors file written by `checkpoint.save`, without its tensors.
-
-    Raises:
-        CheckpointError: it is cut short or damaged.
-    """
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            size = os.fstat(file.fileno()).st_size
-            if 8 + length > size:
-                raise ValueError("it is cut short")
-            header = json.loads(file.read(length))
-        metadata: dict[str, Any] = json.loads(header.pop("__metadata__")[_METADATA_KEY])
-        if size != 8 + length + max((tensor["data_offsets"][1] for tensor in header.values()), default=0):
-            raise ValueError("it is cut short")
-        metadata.keys()
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}", "Start anew with --force.") from None
-    return metadata
+def _metadata(path: Path) -> dict[str, Any]:
+    """The metadata of a checkpoint, without its tensors; empty where there is no file."""
+    if not path.exists():
+        return {}
+    with _reading(path), path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(min(length, path.stat().st_size)))
+        metadata: dict[str, Any] = json.loads(header["__metadata__"][_METADATA_KEY])
+        return metadata
 
 
 def _lines(folder: RunFolder) -> list[str]:
-    """The whole lines of metrics.jsonl; one that a process is writing, or that was cut short, is left out."""
+    """The lines of metrics.jsonl without an incomplete last one."""
     return folder.metrics_file.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
 
 
 def _parse(folder: RunFolder, lines: Sequence[str], first: int) -> list[EpochRecord]:
-    """The records of lines that begin with epoch `first`."""
+    """The records of the lines from epoch `first` on."""
     records = []
     for epoch, line in enumerate(lines, first):
         where = f"{folder.metrics_file}, line {epoch}"
-        try:
-            record = _validate(EpochRecord, json.loads(line), where)
-        except (ValueError, RecursionError) as error:
-            raise CheckpointError(f"{where} is damaged: {error}", "Start anew with --force.") from None
-        if record.epoch != epoch:
-            raise CheckpointError(f"{where} is of epoch {record.epoch}", "Start anew with --force.")
-        records.append(record)
+        with _reading(where):
+            records.append(EpochRecord.model_validate(json.loads(line)))
+        if records[-1].epoch != epoch:
+            raise CheckpointError(f"{where} is of epoch {records[-1].epoch}", "Start anew with --force.")
     return records
 
 
-def _validate(kind: type[_Kind], document: Any, where: Path | str) -> _Kind:
+@contextmanager
+def _reading(where: Path | str) -> Iterator[None]:
+    """Report whatever a damaged file raises as one error that names the file."""
     try:
-        return kind.model_validate(document)
+        yield
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         problem = ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
-        raise CheckpointError(f"{where} is damaged: {problem}", "Start anew with --force.") from None
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, yaml.YAMLError) as error:
+        problem = " ".join(str(error).split()) or type(error).__name__
+    else:
+        return
+    raise CheckpointError(f"{where} is damaged: {problem}", "Start anew with --force.")
 
 
 def _last_write(path: Path) -> float | None:
@@ -350,23 +300,25 @@ def _last_write(path: Path) -> float | None:
     for file in path.iterdir():
         try:
             times.append(file.stat().st_mtime)
-        except FileNotFoundError:  # a temporary file that is just renamed
+        except FileNotFoundError:  # a temporary file that was just renamed
             continue
     return max(times, default=None)
 
 
 def _is_stage(path: Path) -> bool:
-    """Whether a folder has the name of a stage, or holds what only a stage's does."""
-    if _STAGE_NAME.fullmatch(path.name):
-        return True
+    """Whether a folder holds records and a checkpoint, or a configuration of this program."""
+    folder = RunFolder(path)
     try:
-        return RunFolder(path).exists and RunFolder(path).metrics_file.exists()
-    except OSError:  # it cannot be looked into, which the walk finds out too
+        if folder.metrics_file.is_file() and folder.checkpoint("last").is_file():
+            return True
+        return folder.exists and folder.config_file.read_bytes().startswith(b"dataset:")
+    except OSError:  # the walk reports the folder as unreadable
         return False
 
 
-def _order(path: Path) -> tuple[list[tuple[float, str]], bool, str]:
-    """Numbers in the name of a run count as numbers, and stage 1 comes first."""
+def _order(path: Path) -> tuple[list[tuple[float, str]], float, str]:
+    """Numbers in the name of a run count as numbers; a stage comes after those it was started after."""
     parts = _NUMBER.split(str(path.parent))
     natural = [(float(part), "") if at % 2 else (0.0, part) for at, part in enumerate(parts)]
-    return natural, path.name != "train-poe", path.name
+    config = RunFolder(path).config_file
+    return natural, config.stat().st_mtime if config.exists() else 0.0, path.name

@@ -16,6 +16,8 @@ from denetdm_cli.data.store import MANIFEST, Split, StoredDataset, open_dataset
 from denetdm_cli.evaluation.evaluator import Predictions, parts_of, predict
 from denetdm_cli.evaluation.metrics import METRICS, Groups
 from denetdm_cli.evaluation.selection import overlap
+from denetdm_cli.methods import METHODS
+from denetdm_cli.results.aggregate import settings_of_other_methods
 from denetdm_cli.training import checkpoint
 from denetdm_cli.training.checks import require_same_data
 from denetdm_cli.training.run_folder import stage_folders
@@ -23,8 +25,8 @@ from denetdm_cli.utils.device import use_threads, versions
 from denetdm_cli.utils.errors import CheckpointError, ConfigError, DataError
 from denetdm_cli.utils.files import atomic_file
 
-_MAY_DIFFER = ("seed", *PLACE, "dataset.", "selection", "distill.teacher")
-"""Settings in which checkpoints with a common mean may differ; data, rule and teacher are compared by what was used."""
+_MAY_DIFFER = ("seed", *PLACE, "dataset.", "selection")
+"""Keys in which checkpoints with a common mean may differ; data, rule and teacher are compared by the metadata."""
 PREDICTION_COLUMNS = ("checkpoint", "index")
 """What the first line of a CSV file of single predictions begins with."""
 
@@ -105,27 +107,35 @@ def find_checkpoint(path: Path, rule: SelectionRule | None) -> Path:
             )
         return path
     stages = stage_folders(path)
-    distilled = [name for name in stages if name.startswith("distill")]
-    asked_for = [name for name in (f"distill-from-{rule}", "distill") if name in distilled]
-    if len(distilled) > 1 and not asked_for:
-        raise CheckpointError(
-            f"{path} holds several stages: {', '.join(stages)}", f"Name one, such as {path / distilled[0]}."
-        )
     if not stages:
         seeds = [str(run) for run in sorted(path.glob("*/")) if stage_folders(run)] if path.is_dir() else []
         if seeds:
             raise CheckpointError(f"{path} is the folder of several runs", f"Name them: {' '.join(seeds)}")
         raise CheckpointError(
             f"{path} holds no run" if path.exists() else f"no checkpoint or run folder {path}",
-            "Give a .safetensors file, or a folder made by train-poe or distill.",
+            "Give a .safetensors file, or the folder of a run.",
         )
-    folder = stages[(asked_for or distilled or list(stages))[0]]
+    last = _last_stages(list(stages))
+    methods = {name.partition("-from-")[0] for name in last}
+    preferred = [name for method in methods for name in (f"{method}-from-{rule}", method) if name in last]
+    if len(methods) > 1 or (len(last) > 1 and not preferred):
+        raise CheckpointError(
+            f"{path} holds several stages: {', '.join(stages)}", f"Name one, such as {path / last[0]}."
+        )
+    folder = stages[(preferred or last)[0]]
     found = folder.checkpoint(rule or folder.config().selection)
     if not found.is_file():
         raise CheckpointError(
             f"{folder.path} holds no {found.name}: no epoch was completed", "Train it first, or name another run."
         )
     return found
+
+
+def _last_stages(names: Sequence[str]) -> list[str]:
+    """The stages of a run that no other of its stages starts from."""
+    method_of = {name: METHODS.get(name.partition("-from-")[0]) for name in names}
+    before = {method.starts_from for method in method_of.values() if method is not None}
+    return [name for name, method in method_of.items() if method is None or method.name not in before]
 
 
 def score_all(
@@ -242,11 +252,12 @@ def mean_and_std(scores: Sequence[Score]) -> dict[str, dict[str, dict[str, float
 
 
 def _different_settings(scores: Sequence[Score]) -> set[str]:
-    """Keys of the configuration that decide what was trained, other than seed and data set, and are not the same."""
-    may_differ = _MAY_DIFFER + (("distill.",) if scores[0].metadata["stage"] == "train-poe" else ())
+    """Keys of the configuration that differ and decide what was trained."""
+    metadata = scores[0].metadata
+    may_differ = _MAY_DIFFER + settings_of_other_methods(metadata["stage"], metadata["config"])
     first, *others = [from_mapping(score.metadata["config"], f"kept in {score.path}") for score in scores]
     different = {key for other in others for key, _, _ in differences(first, other)}
-    return {key for key in different if not key.startswith(may_differ)}
+    return {key for key in different if not key.startswith(may_differ) and not key.endswith(".teacher")}
 
 
 def write_predictions(path: Path, scores: Sequence[Score]) -> None:

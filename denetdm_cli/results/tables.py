@@ -108,7 +108,7 @@ def status_table(summaries: Sequence[StageSummary], names: Sequence[str]) -> Tex
         )
         for name, each in zip(names, summaries, strict=True)
     ]
-    notes = [f"{each.folder}: {_one_line(each.problem)}" for each in summaries if each.problem]
+    notes = [f"{each.folder}: {each.problem}" for each in summaries if each.problem]
     columns = ("run", "stage", "state", "epoch", "left", "written", "accuracy in %")
     return TextTable("", columns, rows, text_columns=len(columns), notes=notes)
 
@@ -253,9 +253,9 @@ def _report_row(group: SeedGroup, predictor: str, metric: MetricName, compared: 
 
 
 def _title(group: SeedGroup) -> str:
-    title = f"{group.dataset}, stage 1: the branches"
-    if group.stage == "distill":
-        title = f"{group.dataset}, stage 2: the target model, its teacher by rule {group.teacher}"
+    title = f"{group.dataset}, {group.stage}"
+    if group.teacher is not None:
+        title += f", teacher by rule {group.teacher}"
     return title + "".join(f", {setting}" for setting in group.settings)
 
 
@@ -283,12 +283,6 @@ def _setting(setting: ChangedSetting) -> str:
 
 def _mean(mean: float, std: float | None) -> str:
     return f"{mean:.2f}" if std is None else f"{mean:.2f} ({std:.2f})"
-
-
-def _one_line(problem: str) -> str:
-    """A message of several lines, the first of which ends with a colon."""
-    first, *more = problem.split("\n  ")
-    return " ".join([first, "; ".join(more)]).rstrip()
 
 
 def _ranges(seeds: Sequence[int]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_folders import finished, metrics
+from run_folders import finished
 
 from denetdm_cli.config.schema import Config
 from denetdm_cli.data.store import StoredDataset
@@ -70,7 +70,7 @@ class TestStates:
     def test_what_begins_anew_is_stopped(self, tmp_path: Path, lines: int) -> None:
         found = summarise_stage(unfinished(tmp_path, None, lines))
         assert (found.state, found.epoch, found.seconds_left, found.headline) == ("stopped", 0, None, None)
-        assert "the same command begins it anew" in str(found.problem)
+        assert "the same command starts it again" in str(found.problem)
 
     def test_a_stage_stopped_within_its_first_epoch_has_no_figures(self, tmp_path: Path) -> None:
         folder = unfinished(tmp_path, 0, 0)
@@ -129,26 +129,13 @@ class TestDamage:
     @pytest.mark.parametrize(
         ("key", "value", "words"),
         [
-            ("config", {}, "config"),
-            ("config", {"dataset": "x"}, "config"),
-            ("config.dataset.ratio", [1], "dataset.ratio"),
-            ("config.extra", json.loads("[" * 500 + "]" * 500), None),
             ("reported_metric", "__class__", "reported_metric"),
-            ("seed", -1, "seed"),
-            ("epochs", 0, "epochs"),
-            ("dataset.class_names", ["0", "1", "2"], "rules.last.metrics.target.groups must have 3 rows of 2"),
-            ("dataset.class_names", [], "dataset.class_names"),
-            ("dataset.bias_names", [], "rules.last.metrics.target.groups"),
-            ("rules.valid.metrics.target.groups", [], "rules.valid.metrics.target.groups"),
-            ("rules.paper.metrics.target.groups", [[0.1, 0.2], [0.1]], "rules.paper.metrics.target.groups"),
-            ("rules.last.metrics.target.groups", [[2, 0], [0, 0]], "rules.last.metrics.target.groups.0.0"),
-            ("rules.last.metrics.target.unbiased", 1.5, "rules.last.metrics.target.unbiased"),
-            ("rules.last.metrics.target.aligned", -0.1, "rules.last.metrics.target.aligned"),
-            ("rules.last.metrics.other", metrics(0.5), "must be of target"),
+            ("seed", "one", "seed"),
+            ("rules.last.metrics", {}, "rules.last.metrics"),
             ("rules.last.reported_on", "moon", "rules.last.reported_on"),
         ],
     )
-    def test_of_an_entry_of_the_results(self, tmp_path: Path, key: str, value: object, words: str | None) -> None:
+    def test_of_an_entry_of_the_results(self, tmp_path: Path, key: str, value: object, words: str) -> None:
         folder = finished(tmp_path, 0, 0.5)
         document = json.loads((folder / "results.json").read_text())
         *inner, last = key.split(".")
@@ -158,9 +145,6 @@ class TestDamage:
         at[last] = value
         (folder / "results.json").write_text(json.dumps(document))
         found = summarise_stage(folder)
-        if words is None:  # deep, but not too deep
-            assert found.state == "done"
-            return
         assert (found.state, found.results) == ("failed", None)
         assert f"{folder / 'results.json'} is damaged: " in str(found.problem)
         assert words in str(found.problem)
@@ -175,21 +159,7 @@ class TestDamage:
         assert found.state == "failed"
         assert re.search(rf"{name}(, line 1)? is damaged", str(found.problem))
 
-    def test_of_the_metric_that_a_checkpoint_names(self, tmp_path: Path) -> None:
-        folder = unfinished(tmp_path)
-        checkpoint.save(folder / "last.safetensors", {"x": torch.zeros(3)}, {"reported_metric": "__class__"})
-        assert "reported_metric" in str(summarise_stage(folder).problem)
-
-    def test_a_configuration_of_an_older_version_hides_no_figures(self, tmp_path: Path) -> None:
-        folder = unfinished(tmp_path)
-        text = (folder / "config.yaml").read_text()
-        (folder / "config.yaml").write_text(re.sub(r"^(checkpoint_minutes|stop_signals): .*\n", "", text, flags=re.M))
-        found = summarise_stage(folder)
-        assert (found.state, found.epoch, found.epochs, found.seconds_left) == ("failed", 2, None, None)
-        assert found.headline == Headline("shallow", "unbiased", pytest.approx(0.52), 2, None)
-        assert "checkpoint_minutes" in str(found.problem)
-
-    @pytest.mark.parametrize("keep", [0, 7, 50, -1])
+    @pytest.mark.parametrize("keep", [0, 7, 50])
     def test_of_the_resume_state(self, tmp_path: Path, keep: int) -> None:
         folder = unfinished(tmp_path)
         file = folder / "resume.safetensors"
@@ -201,8 +171,8 @@ class TestDamage:
     @pytest.mark.parametrize(
         ("metadata", "words"),
         [
-            ({}, "does not say which epoch"),
-            ({"epoch": "two"}, "does not say which epoch"),
+            ({}, "resume.safetensors is damaged"),
+            ({"epoch": "two"}, "resume.safetensors is damaged"),
             ({"epoch": 9}, "holds 3 of the 9 completed epochs"),
         ],
     )
@@ -255,7 +225,11 @@ class TestFinding:
     def test_all_stages_in_order(self, tmp_path: Path) -> None:
         for run in ("r0.05/seed2", "r0.05/seed10", "r0.005/seed0", "odd/.hidden"):
             for stage in ("distill-from-paper", "distill", "train-poe"):
-                (tmp_path / run / stage / "train-poe").mkdir(parents=True)
+                (tmp_path / run / stage / "inner").mkdir(parents=True)
+                for folder in (tmp_path / run / stage, tmp_path / run / stage / "inner"):
+                    (folder / "config.yaml").write_text("dataset:\n")
+                    age = ("distill-from-paper", "distill", "train-poe").index(stage)
+                    os.utime(folder / "config.yaml", (2e9 - age, 2e9 - age))
         (tmp_path / "data" / "train").mkdir(parents=True)
         found, unread = find_stages(tmp_path)
         assert not unread
