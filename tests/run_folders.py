@@ -6,10 +6,9 @@ from typing import Any
 
 from denetdm_cli.config.load import load_config, preset_path, to_yaml
 from denetdm_cli.config.schema import SELECTION_RULES
+from denetdm_cli.methods import METHODS
 from denetdm_cli.results.aggregate import FinishedRun, SeedGroup, group_by_seed
 from denetdm_cli.results.records import find_stages, summarise_stage
-
-PREDICTORS = {"train-poe": ("shallow", "deep", "product"), "distill": ("target",)}
 
 
 def metrics(value: float) -> dict[str, Any]:
@@ -46,30 +45,31 @@ def finished(
         out: where runs go.
         seed: of the run.
         value: between 0.2 and 0.85.
-        stage: train-poe or distill.
-        teacher: the rule behind the teacher of a stage 2.
+        stage: name of a method.
+        teacher: the rule that picked the epoch of the teacher, where the method has one.
         digest: of the data.
         epochs: how many lines metrics.jsonl has.
         preset: the shipped configuration it was begun with.
         settings: `KEY=VALUE`, what is not as there.
         results: entries of results.json that replace what there would be.
     """
+    method = METHODS[stage]
     resolved = load_config(preset_path(preset), settings, {"seed": seed})
     tree = resolved.model_dump(mode="json")
     dataset = f"{preset}-{tree['dataset'].get('ratio')}"
-    name = stage if stage == "train-poe" or teacher == "last" else f"distill-from-{teacher}"
+    name = stage if method.starts_from is None or teacher == "last" else f"{stage}-from-{teacher}"
     folder = out / dataset / f"seed{seed}" / name
     folder.mkdir(parents=True)
     picked = {"last": [], "valid": ["valid"], "paper": ["evaluation"]}
     rules = {}
     for at, rule in enumerate(SELECTION_RULES):
-        picked_on = sorted({*picked[rule], *(picked[teacher] if stage == "distill" else [])})
+        picked_on = sorted({*picked[rule], *(picked[teacher] if method.starts_from else [])})
         rules[rule] = {
             "epoch": epochs - at,
-            "metrics": {name: metrics(value + 0.01 * at - 0.05 * i) for i, name in enumerate(PREDICTORS[stage])},
+            "metrics": {name: metrics(value + 0.01 * at - 0.05 * i) for i, name in enumerate(method.predictors)},
             "separation": None,
             "rule": rule,
-            "teacher_rule": teacher if stage == "distill" else None,
+            "teacher_rule": teacher if method.starts_from else None,
             "metric": None if rule == "last" else "target.unbiased",
             "selected_on": (picked[rule] or [None])[0],
             "picked_on": picked_on,
@@ -99,7 +99,7 @@ def finished(
     (folder / "results.json").write_text(json.dumps(document | results), "utf-8")
     with (folder / "metrics.jsonl").open("w", encoding="utf-8") as file:
         for epoch in range(1, epochs + 1):
-            figures = {name: metrics(value + 0.01 * epoch) for name in PREDICTORS[stage]}
+            figures = {name: metrics(value + 0.01 * epoch) for name in method.predictors}
             file.write(json.dumps({"epoch": epoch, "evaluation": figures, "seconds": 2.0 * epoch}) + "\n")
     return folder
 

@@ -21,6 +21,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from denetdm_cli.methods import METHODS
 from denetdm_cli.training.events import EpochEvaluated, Event, StageFinished, StageStarted
 from denetdm_cli.training.events import Progress as StepProgress
 from denetdm_cli.training.run_folder import RunFolder
@@ -64,7 +65,7 @@ def follow(events: Iterator[Event], resume_command: str) -> list[StageFinished]:
             else:
                 if view is not None:
                     view.update(event)
-                for line in separation_details(event.record) if isinstance(event, EpochEvaluated) else ():
+                for line in diagnostics_details(event.record) if isinstance(event, EpochEvaluated) else ():
                     debug(line)
     except KeyboardInterrupt as stop:
         signals.mark_reported(stop)
@@ -208,12 +209,14 @@ def run_details(started: StageStarted) -> list[str]:
     return [*machine, f"seed {config.seed}; all settings are in {folder.config_file}"]
 
 
-def separation_details(record: Mapping[str, Any]) -> list[str]:
-    """One line for each sample of images on which a line of metrics.jsonl has figures of the separation."""
-    samples = {name: figures for name, figures in record.get("separation", {}).items() if name != "warnings"}
+def diagnostics_details(record: Mapping[str, Any]) -> list[str]:
+    """One line for each diagnostic of a line of metrics.jsonl and each sample of images that it was measured on."""
+    keys = dict.fromkeys(key for method in METHODS.values() for key in method.diagnostics if key in record)
     return [
-        f"separation on {sample} images: " + ", ".join(f"{name} {_figures(value)}" for name, value in figures.items())
-        for sample, figures in samples.items()
+        f"{key} on {sample} images: " + ", ".join(f"{name} {_figures(value)}" for name, value in figures.items())
+        for key in keys
+        for sample, figures in record[key].items()
+        if sample != "warnings"
     ]
 
 

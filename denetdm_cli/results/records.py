@@ -233,8 +233,7 @@ def _planned_epochs(folder: RunFolder, method: str | None) -> int:
     """The epochs in the section of the method, which the checkpoint names or else the folder."""
     with _reading(folder.config_file):
         config = yaml.safe_load(folder.config_file.read_text(encoding="utf-8"))
-        section = method or folder.path.name.partition("-from-")[0]
-        return int(config[section.replace("-", "_")]["epochs"])
+        return int(config[(method or folder.method).replace("-", "_")]["epochs"])
 
 
 def _resumable_epochs(folder: RunFolder, lines: int) -> int:

@@ -20,7 +20,7 @@ from denetdm_cli.methods import METHODS
 from denetdm_cli.results.aggregate import settings_of_other_methods
 from denetdm_cli.training import checkpoint
 from denetdm_cli.training.checks import require_same_data
-from denetdm_cli.training.run_folder import stage_folders
+from denetdm_cli.training.run_folder import RunFolder, stage_folders
 from denetdm_cli.utils.device import use_threads, versions
 from denetdm_cli.utils.errors import CheckpointError, ConfigError, DataError
 from denetdm_cli.utils.files import atomic_file
@@ -133,7 +133,7 @@ def find_checkpoint(path: Path, rule: SelectionRule | None) -> Path:
 
 def _last_stages(names: Sequence[str]) -> list[str]:
     """The stages of a run that no other of its stages starts from."""
-    method_of = {name: METHODS.get(name.partition("-from-")[0]) for name in names}
+    method_of = {name: METHODS.get(RunFolder(Path(name)).method) for name in names}
     before = {method.starts_from for method in method_of.values() if method is not None}
     return [name for name, method in method_of.items() if method is None or method.name not in before]
 

@@ -14,6 +14,7 @@ import pytest
 from cli_support import EPOCHS, NAME, STAMP, Outcome, call, child, contents, good, plain, refused
 from run_folders import finished
 
+from denetdm_cli.methods import METHODS
 from denetdm_cli.utils.files import folder_lock
 
 
@@ -96,18 +97,14 @@ class TestStatus:
         lines = good("status", "runs", relative).out.splitlines()[2:]
         assert [line.split()[0] for line in lines] == [str(relative)] * 2
 
-    def test_a_problem_of_several_lines_and_a_name_with_control_characters(self, tmp_path: Path) -> None:
+    def test_a_name_with_control_characters_is_escaped(self, tmp_path: Path) -> None:
         runs = tmp_path / "a\x1b[31m\nb"
         stage = finished(runs, 0, 0.5)
         (stage / "results.json").unlink()
-        text = (stage / "config.yaml").read_text()
-        (stage / "config.yaml").write_text(text.replace("seed:", "seeds:").replace("device:", "devices:"))
         out = good("status", runs.parent).out
         assert plain(out)
         assert "\N{REPLACEMENT CHARACTER}" not in out
         assert r"a\x1b[31m\nb" in out
-        (note,) = [line for line in out.splitlines() if "devices: " in line]
-        assert "; seeds: " in note
 
     def test_quiet_leaves_the_table(self, tmp_path: Path) -> None:
         finished(tmp_path / "runs", 0, 0.5)
@@ -122,6 +119,30 @@ class TestStatus:
             outcome = good("status", *words)
             assert (outcome.out, outcome.err) == ("", "no run in runs\n")
         assert json.loads(good("status", "--json").out) == {"stages": []}
+
+
+class TestAnotherMethod:
+    """A method with one predictor and no teacher, of which neither command knows more than its results."""
+
+    def test_status(self, tmp_path: Path) -> None:
+        stage = finished(tmp_path / "runs", 0, 0.5, stage="erm")
+        assert good("status").out.splitlines()[2].endswith("target unbiased 50.00 (rule last)")
+        (stage / "results.json").unlink()
+        assert f" 2/{METHODS['erm'].Settings().epochs} " in good("status").out
+
+    def test_report_and_pictures(self, tmp_path: Path) -> None:
+        for seed in (0, 1):
+            finished(tmp_path / "runs", seed, 0.5, stage="erm")
+        outcome = good("report", "runs", "--plots", "plots")
+        assert outcome.out.splitlines()[0] == "coloredmnist, erm"
+        assert "50.34 (0.16)" in outcome.out, "ERM in Table 1 of the paper"
+        assert outcome.err == "pictures: 6 files in plots\n"
+
+    def test_settings_of_other_methods_make_no_difference(self, tmp_path: Path) -> None:
+        finished(tmp_path / "a", 0, 0.5, stage="erm", settings=("distill.epochs=3", "model.deep.depth=4"))
+        finished(tmp_path / "b", 1, 0.5, stage="erm")
+        (group,) = json.loads(good("report", "a", "b", "--format", "json").out)["groups"]
+        assert group["differing_settings"] == {}
 
 
 class TestReport:
@@ -157,7 +178,7 @@ class TestReport:
             finished(tmp_path / "runs", seed, value)
         outcome = good("report", "runs")
         assert outcome.err == ""
-        assert outcome.out.splitlines()[0] == "coloredmnist, stage 2: the target model, its teacher by rule last"
+        assert outcome.out.splitlines()[0] == "coloredmnist, distill, teacher by rule last"
         row = outcome.out.splitlines()[4]
         figures = "54.00 (4.00) -31.22 55.00 (4.00) -30.22 56.00 (4.00)* -29.22 85.22 (0.76)"
         assert " ".join(row.split()) == f"1 % target unbiased 0-2 3 {figures}"
@@ -261,13 +282,12 @@ class TestReport:
         assert not (tmp_path / "plots").exists()
 
 
-def test_neither_needs_torch(run: Path) -> None:
+def test_status_needs_no_torch(run: Path) -> None:
     code = """
 import sys
 from denetdm_cli.cli.app import app
-for words in ("status runs", "report runs --format csv"):
-    sys.argv = ["denetdm", *words.split()]
-    app(standalone_mode=False)
+sys.argv = ["denetdm", "status", "runs"]
+app(standalone_mode=False)
 print(sorted({name.split(".")[0] for name in sys.modules} & {"torch", "numpy", "matplotlib"}))
 """
     done = child("-c", code)

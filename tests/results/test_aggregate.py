@@ -190,14 +190,14 @@ class TestPaper:
         assert one.metrics["target", "worst_group", "last"].paper is None
 
     def test_its_figures(self) -> None:
-        assert paper_figure("coloredmnist", 0.005, "target", "unbiased") == PaperFigure(74.72, 0.99)
-        assert paper_figure("corruptedcifar10", 0.02, "target", "unbiased") == PaperFigure(47.35, 0.70)
-        assert paper_figure("corruptedcifar10 type 1", 0.02, "target", "unbiased") is None
-        assert paper_figure("bffhq", None, "target", "conflicting") == PaperFigure(75.7, 2.8)
-        assert paper_figure("celeba", None, "target", "worst_group") == PaperFigure(81.04)
-        assert paper_figure("coloredmnist", 0.01, "shallow", "conflicting") == PaperFigure(83.17, 0.96)
-        assert paper_figure("coloredmnist", 0.01, "deep", "aligned") == PaperFigure(99.92)
-        assert paper_figure("coloredmnist", 0.01, "shallow", "unbiased") is None
+        assert paper_figure("coloredmnist", 0.005, "distill", "target", "unbiased") == PaperFigure(74.72, 0.99)
+        assert paper_figure("corruptedcifar10", 0.02, "distill", "target", "unbiased") == PaperFigure(47.35, 0.70)
+        assert paper_figure("corruptedcifar10 type 1", 0.02, "distill", "target", "unbiased") is None
+        assert paper_figure("bffhq", None, "distill", "target", "conflicting") == PaperFigure(75.7, 2.8)
+        assert paper_figure("celeba", None, "distill", "target", "worst_group") == PaperFigure(81.04)
+        assert paper_figure("coloredmnist", 0.01, "train-poe", "shallow", "conflicting") == PaperFigure(83.17, 0.96)
+        assert paper_figure("coloredmnist", 0.01, "train-poe", "deep", "aligned") == PaperFigure(99.92)
+        assert paper_figure("coloredmnist", 0.01, "train-poe", "shallow", "unbiased") is None
 
     def test_table_1_is_whole(self) -> None:
         for methods in TABLE_1.values():

@@ -43,6 +43,7 @@ def test_every_picture_as_png_and_svg(groups: list[SeedGroup], tmp_path: Path) -
         "coloredmnist-0.05-distill-epochs",
         "coloredmnist-0.05-distill-groups-target",
         "coloredmnist-distill-ratios",
+        "coloredmnist-train-poe-ratios",
     }
     assert sorted(path.name for path in written) == names(tmp_path / "deep" / "plots")
     assert {path.name for path in written} == {f"{stem}.{ending}" for stem in stems for ending in ("png", "svg")}
@@ -121,17 +122,17 @@ def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
     figure = plots._group_matrix(group, "target")
     assert figure is not None
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["$a_$", r"b\x1b"]
-    assert figure.axes[0].get_title().splitlines()[0].startswith(r"costs $\x$ \x07, stage 2")
+    assert figure.axes[0].get_title().splitlines()[0].startswith(r"costs $\x$ \x07, distill")
 
 
 def test_titles_say_the_stage_and_how_many_seeds(groups: list[SeedGroup]) -> None:
     two, one, branches = (plots._by_epoch(group) for group in groups)
     assert two.axes[0].get_title().splitlines() == [
-        "coloredmnist, stage 2, 1 % conflicting",
+        "coloredmnist, distill, 1 % conflicting",
         "mean and range of 2 seeds",
     ]
     assert one.axes[0].get_title().splitlines()[1] == "1 seed"
-    assert "stage 1" in branches.axes[0].get_title()
+    assert "train-poe" in branches.axes[0].get_title()
     assert [axes.get_ylabel().split()[0] for axes in two.axes] == ["unbiased", "conflicting", "aligned"]
 
 
