@@ -13,7 +13,7 @@ from denetdm_cli.config.load import load_config, preset_path
 from denetdm_cli.config.schema import Config
 from denetdm_cli.data.raw.mnist import Mnist
 from denetdm_cli.data.store import StoredDataset
-from denetdm_cli.data.synthetic.colored_mnist import coloured_mnist_folder, make_coloured_mnist
+from denetdm_cli.data.synthetic.colored_mnist import colored_mnist_folder, make_colored_mnist
 
 for _name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):  # tests are alone, whatever started them
     os.environ.pop(_name, None)
@@ -62,9 +62,9 @@ def tiny_config(tmp_path: Path) -> Config:
 def tiny_dataset(tiny_config: Config) -> StoredDataset:
     """600 training and 1,000 evaluation images of 18x18 pixels, every group present."""
     dataset = tiny_config.dataset
-    path = coloured_mnist_folder(Path(dataset.root), dataset.ratio, dataset.severity)
+    path = colored_mnist_folder(Path(dataset.root), dataset.ratio, dataset.severity)
     mnist = glyph_mnist(600, 1000)
-    return make_coloured_mnist(
+    return make_colored_mnist(
         mnist, path, ratio=dataset.ratio, severity=dataset.severity, seed=dataset.seed, replace=False
     )
 

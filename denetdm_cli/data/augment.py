@@ -1,4 +1,4 @@
-"""Augmentation and normalisation: whole batches at once, on the device that holds them."""
+"""Augmentation and normalisation of whole batches, on their device."""
 
 import math
 from collections.abc import Callable
@@ -61,7 +61,7 @@ class Crops:
 def draw_crops(config: DataConfig, count: int, height: int, width: int, generator: torch.Generator) -> Crops:
     """What a configuration does to each of `count` images of `height` by `width` pixels, drawn on the CPU.
 
-    All of an epoch are drawn at once, so that what an image gets does not depend on the size of the batches.
+    All of an epoch are drawn together, so that what an image gets does not depend on the size of the batches.
     """
     margin = None
     if config.random_resized_crop is not None:
@@ -104,7 +104,7 @@ def _draw_resized(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Top, left, height and width (count,) int64, distributed as by RandomResizedCrop.get_params of torchvision.
 
-    Area and aspect ratio are drawn until the crop fits, up to ten times; images that had no luck get the central crop.
+    Area and aspect ratio are drawn until the crop fits, at most ten times; then the central crop is taken.
     """
     narrowest, widest = _ASPECTS
     central = min(height, round(width / narrowest)), min(width, round(height * widest))

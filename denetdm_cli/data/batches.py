@@ -1,4 +1,4 @@
-"""Batches: made on the device, of images that are there as uint8 or come from memory or the disk just in time."""
+"""Batches, made on the device from uint8 images kept there, in memory or on the disk."""
 
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence

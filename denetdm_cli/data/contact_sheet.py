@@ -106,7 +106,7 @@ def _summary(split: Split, class_names: Sequence[str], aligned: Sequence[int]) -
 
 
 def _column(split: Split, label: int, aligned: Sequence[int], rows: int) -> list[int | None]:
-    """Positions of the images of a class to show, `rows` + 1 in all; None where there is none."""
+    """Positions of the images of a class to show, `rows` + 1 in all; None for an empty cell."""
     members = np.flatnonzero(split.target == label)
     if split.bias is None or not aligned:
         chosen: list[int | None] = members[: rows + 1].tolist()
@@ -162,7 +162,7 @@ def _lettering(text: str, size: int) -> _Lettering:
 
 @functools.cache
 def _font(name: str | None, size: int) -> _Font | None:
-    """Pillow's own font, or one of the system; None where it is not there."""
+    """Pillow's own font, or one of the system; None where the system lacks it."""
     if name is None:
         return ImageFont.load_default(size)
     try:

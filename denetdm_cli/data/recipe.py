@@ -1,4 +1,4 @@
-"""What all data sets have in common that are made or imported: the rule of the labels, and to make each only once."""
+"""Data sets that are made or imported: the rule of the bias labels, and opening one that exists or making it."""
 
 import shlex
 from collections.abc import Callable, Mapping
@@ -23,7 +23,7 @@ OPTIONS = {"folder": "--name", "ratio": "--ratio", "severity": "--severity", "ty
 """The options of make-data by the key of `dataset` that each sets; a data set has those whose keys it has."""
 
 _NOT_IN_THE_NAME = ("seed", "size", "fit", "valid_share", "test_share")
-"""Keys of `dataset` whose values one can take over from a data set that is there; the others are in its folder name."""
+"""Keys of `dataset` that are not in the folder name: a run may take their values from an existing data set."""
 
 
 def command(config: DatasetConfig) -> str:
@@ -45,8 +45,8 @@ class Recipe:
     Attributes:
         path: its folder.
         settings: every setting that decides a byte, as the manifest holds them.
-        make: makes it; told whether it may replace what is there.
-        again: the command that makes it anew, without --force.
+        make: makes it; the argument says whether it may replace an existing one.
+        again: the command that makes it again, without --force.
         classes: number of classes, where it is known before.
         balanced: whether every (target, bias) group of the evaluation split has an image.
     """
@@ -60,16 +60,16 @@ class Recipe:
 
 
 def ensure(recipe: Recipe, *, force: bool = False) -> tuple[StoredDataset, bool]:
-    """Open a data set, or make it where there is none.
+    """Open a data set, or make it where it does not exist.
 
     Args:
         recipe: the data set.
-        force: make it anew even where there is one.
+        force: make it again even where it exists.
     Returns:
         The data set, and whether it was made now. A folder of another tool (no manifest) is opened as it is.
     Raises:
         DataError: the folder is damaged, was made with other settings, or is something else than a data set.
-        DownloadError: the raw images could not be had.
+        DownloadError: the raw images could not be downloaded.
     """
     path = recipe.path
     recover(path)

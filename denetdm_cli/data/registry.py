@@ -1,4 +1,4 @@
-"""The data sets by name: where each lies, and how it comes to be."""
+"""The data sets by the class of their `dataset` section: the folder of each, and how it is made or imported."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +32,7 @@ from denetdm_cli.data.raw.frost import load_textures
 from denetdm_cli.data.raw.mnist import lazy_mnist
 from denetdm_cli.data.recipe import Recipe, command, ensure
 from denetdm_cli.data.store import Scalar, StoredDataset
-from denetdm_cli.data.synthetic.colored_mnist import coloured_mnist_recipe
+from denetdm_cli.data.synthetic.colored_mnist import colored_mnist_recipe
 from denetdm_cli.data.synthetic.corrupted_cifar10 import corrupted_cifar10_recipe
 from denetdm_cli.utils.errors import DataError
 from denetdm_cli.utils.files import sha256
@@ -66,7 +66,7 @@ class _Silent:
 
 
 class _OneOfSeveral:
-    """Passes on what is told of one of several data sets, and says of which."""
+    """Adds the name of one of several data sets to what is reported of it."""
 
     def __init__(self, name: str, reporter: Reporter) -> None:
         self._name = name
@@ -83,11 +83,11 @@ class _OneOfSeveral:
 
 
 @dataclass(frozen=True)
-class _Given:
-    """What the raw images may be taken from; an archive is unpacked, and its SHA-256 computed, once and when asked.
+class _Sources:
+    """The sources given; an archive is unpacked, and its SHA-256 computed, once and only when needed.
 
     Attributes:
-        source: as the user names it; None to look where the images can be had.
+        source: as the user names it; None to download the images.
         root: the folder, or the CSV file, that the source is or holds.
         sha256: of an archive.
         frost: a local copy of the frost textures.
@@ -101,7 +101,7 @@ class _Given:
 
 def folder(config: DatasetConfig) -> Path:
     """Where a data set with these settings lies."""
-    return _recipes([config], _given(None, None, ExitStack(), _Silent()), _Silent())[0].path
+    return _recipes([config], _open_sources(None, None, ExitStack(), _Silent()), _Silent())[0].path
 
 
 def ensure_datasets(
@@ -118,29 +118,29 @@ def ensure_datasets(
 
     Args:
         configs: all of one name and below one root.
-        source: a local copy of the raw images, or None to look where they can be had.
+        source: a local copy of the raw images, or None to download them.
         frost: a local copy of the frost textures of Corrupted CIFAR-10.
-        force: make them anew where they exist.
-        reporter: told what is done.
+        force: make them again where they exist.
+        reporter: receives progress and warnings.
     Returns:
         Each data set, and whether it was made now.
     Raises:
         DataError: an existing folder is damaged or has other settings.
-        DownloadError: the raw images cannot be had.
+        DownloadError: the raw images cannot be downloaded.
     """
     found = []
     with ExitStack() as stack:
-        given = _given(source, frost, stack, reporter)
-        for config, recipe in zip(configs, _recipes(configs, given, reporter), strict=True):
+        sources = _open_sources(source, frost, stack, reporter)
+        for config, recipe in zip(configs, _recipes(configs, sources, reporter), strict=True):
             dataset, made = ensure(recipe, force=force)
             if not made:
-                _check_given(given, config, dataset, recipe, reporter)
+                _check_sources(sources, config, dataset, recipe, reporter)
             found.append((dataset, made))
     return found
 
 
-def _given(source: Path | None, frost: Path | None, stack: ExitStack, reporter: Reporter) -> _Given:
-    """What was given; it stays unpacked as long as the stack is open."""
+def _open_sources(source: Path | None, frost: Path | None, stack: ExitStack, reporter: Reporter) -> _Sources:
+    """The sources given; an archive stays unpacked as long as the stack is open."""
 
     def root() -> Path:
         if source is None:
@@ -149,42 +149,42 @@ def _given(source: Path | None, frost: Path | None, stack: ExitStack, reporter: 
 
     archive = source if source is not None and source.is_file() and source.suffix.lower() != ".csv" else None
     digest = functools.cache(lambda: sha256(archive) if archive else None)
-    return _Given(source, functools.cache(root), digest, frost)
+    return _Sources(source, functools.cache(root), digest, frost)
 
 
-def _recipes(configs: Sequence[DatasetConfig], given: _Given, reporter: Reporter) -> list[Recipe]:
+def _recipes(configs: Sequence[DatasetConfig], sources: _Sources, reporter: Reporter) -> list[Recipe]:
     root = Path(configs[0].root)
-    mnist = lazy_mnist(root, given.source, reporter.info)
-    cifar = lazy_cifar10(root, given.source, reporter.info)
-    textures = functools.cache(lambda: load_textures(root, given.frost, reporter.info))
+    mnist = lazy_mnist(root, sources.source, reporter.info)
+    cifar = lazy_cifar10(root, sources.source, reporter.info)
+    textures = functools.cache(lambda: load_textures(root, sources.frost, reporter.info))
 
     def recipe(config: DatasetConfig) -> Recipe:
         ratio = getattr(config, "ratio", None)
-        teller = reporter if ratio is None or len(configs) == 1 else _OneOfSeveral(f"ratio {ratio}", reporter)
+        own = reporter if ratio is None or len(configs) == 1 else _OneOfSeveral(f"ratio {ratio}", reporter)
         if isinstance(config, ColoredMnistConfig):
-            return coloured_mnist_recipe(config, mnist)
+            return colored_mnist_recipe(config, mnist)
         if isinstance(config, CorruptedCifar10Config):
-            return corrupted_cifar10_recipe(config, cifar, textures, teller)
-        return _import_recipe(config, given, teller)
+            return corrupted_cifar10_recipe(config, cifar, textures, own)
+        return _import_recipe(config, sources, own)
 
     return [recipe(config) for config in configs]
 
 
-def _import_recipe(config: DatasetConfig, given: _Given, reporter: Reporter) -> Recipe:
+def _import_recipe(config: DatasetConfig, sources: _Sources, reporter: Reporter) -> Recipe:
     path = Path(config.root) / IMPORTERS[type(config)].folder(config)
     settings: dict[str, Scalar] = config.model_dump(exclude={"root", "folder"})
     again = f"{command(config)} --source FOLDER_OR_ARCHIVE"
 
     def make(replace: bool) -> StoredDataset:
-        if given.source is None:
+        if sources.source is None:
             raise DataError(
                 f"data set {config.name} is not in {path}, and it cannot be downloaded",
                 f"Bring the files and import them once: `{again}`.",
             )
-        listing = IMPORTERS[type(config)].list(given.root(), config)
+        listing = IMPORTERS[type(config)].list(sources.root(), config)
         for note in (*listing.notes, *gap_notes(listing)):
             reporter.warn(note)
-        digest = given.sha256()
+        digest = sources.sha256()
         return pack(
             listing,
             path,
@@ -198,35 +198,37 @@ def _import_recipe(config: DatasetConfig, given: _Given, reporter: Reporter) -> 
     return Recipe(path, settings, make, again)
 
 
-def _check_given(
-    given: _Given, config: DatasetConfig, dataset: StoredDataset, recipe: Recipe, reporter: Reporter
+def _check_sources(
+    sources: _Sources, config: DatasetConfig, dataset: StoredDataset, recipe: Recipe, reporter: Reporter
 ) -> None:
-    """Of a data set that is there already: say what was not looked at, or refuse files other than it was made from."""
+    """For an existing data set: warn of options that were not used, or refuse a source it was not imported from."""
     if not is_imported(config):
-        unused = [option for option, path in (("--source", given.source), ("--frost", given.frost)) if path is not None]
+        unused = [
+            option for option, path in (("--source", sources.source), ("--frost", sources.frost)) if path is not None
+        ]
         if unused:
             what = f"{' and '.join(unused)} {'was' if len(unused) == 1 else 'were'}"
-            reporter.warn(f"{dataset.path} is there already, so {what} not looked at; --force makes it anew")
-    elif given.source is not None:
-        _require_same_source(given, config, dataset, recipe)
+            reporter.warn(f"{dataset.path} exists already, so {what} not used; --force makes it again")
+    elif sources.source is not None:
+        _require_same_source(sources, config, dataset, recipe)
 
 
-def _require_same_source(given: _Given, config: DatasetConfig, dataset: StoredDataset, recipe: Recipe) -> None:
-    """Refuse a source that is not the one an existing data set was imported from, as far as that can be told."""
+def _require_same_source(sources: _Sources, config: DatasetConfig, dataset: StoredDataset, recipe: Recipe) -> None:
+    """Refuse a source whose fingerprint differs from that of the source an existing data set was imported from."""
     noted = dataset.manifest.recipe if dataset.manifest else {}
-    digest = given.sha256()
+    digest = sources.sha256()
     if digest is not None and noted.get("source_sha256") == digest:
         return  # the very archive, which need not be unpacked again
     key = "source_fingerprint"
-    listing = IMPORTERS[type(config)].list(given.root(), config)
+    listing = IMPORTERS[type(config)].list(sources.root(), config)
     found = listing.fingerprint()
     if noted.get(key, found) != found:
         before = sum(len(split.target) for split in dataset.splits.values()) + int(noted.get("images_left_out") or 0)
         now = sum(map(len, listing.splits.values()))
         name = " (or --name)" if isinstance(config, FolderConfig) else ""
         raise DataError(
-            f"{dataset.path} was imported from other files than {given.source} holds: "
+            f"{dataset.path} was imported from other files than {sources.source} holds: "
             f"{before:,} images then, {now:,} now, and names, labels or sizes of files differ",
-            f"Leave out --source to use what is there, give another --data-root{name}, or replace it with "
+            f"Leave out --source to use the existing data set, give another --data-root{name}, or replace it with "
             f"`{recipe.again} --force`.",
         )

@@ -330,7 +330,7 @@ def _read_manifest(file: Path) -> Manifest:
                 attribute_names=tuple(raw["attribute_names"]),
                 class_names=tuple(raw["class_names"]),
                 bias_names=tuple(raw["bias_names"]),
-                # The first manifests, all of them of Colored MNIST, do not say it.
+                # The first manifests, all of them of Colored MNIST, lack this field.
                 aligned=tuple(raw.get("aligned", range(len(raw["bias_names"])))),
                 splits={name: _read_record(record) for name, record in raw["splits"].items()},
                 digest=str(raw["digest"]),

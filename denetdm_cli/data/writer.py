@@ -1,4 +1,4 @@
-"""How a data set folder comes to be: split by split, block by block, and whole or not at all."""
+"""Write a data set folder: split by split, block by block, and whole or not at all."""
 
 import dataclasses
 import json
@@ -60,7 +60,7 @@ class SplitWriter:
         Args:
             images: (n, H, W, 3) uint8; H and W as in the blocks before.
             target: (n,) uint8.
-            bias: (n,) uint8; None, in every block or in none, where there are no bias labels.
+            bias: (n,) uint8; None, in every block or in none, without bias labels.
             files: names of the n files the images come from, where they come from files.
         Raises:
             OSError: the disk is full.

@@ -17,7 +17,7 @@ from denetdm_cli.config.schema import (
     TorchvisionConfig,
 )
 from denetdm_cli.methods.denetdm.models import ProductOfExperts, TargetModel
-from denetdm_cli.models.state_dict import COUNTER, differences, in_words
+from denetdm_cli.models.state_dict import COUNTER, describe_differences, differences
 from denetdm_cli.utils.errors import CheckpointError
 
 Dataset: TypeAlias = Literal["coloredmnist", "corruptedcifar10", "bffhq"]
@@ -145,7 +145,8 @@ def recognise(state: Mapping[str, Tensor], origin: str = "the state dict") -> Of
 
     nearest = max(KINDS, key=likeness)
     raise CheckpointError(
-        f"{origin} is none of the official code's models; the nearest is {nearest}; {in_words(found[nearest])}",
+        f"{origin} is none of the official code's models; the nearest is {nearest}; "
+        f"{describe_differences(found[nearest])}",
         "Give a model made by the official code for Colored MNIST, Corrupted CIFAR-10 or BFFHQ, stage 1 or 2.",
     )
 
@@ -235,7 +236,7 @@ def _expected(state: Mapping[str, Tensor], kind: Official) -> dict[str, Tensor]:
 
 
 def _require(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], kind: Official, origin: str) -> None:
-    if different := in_words(differences(found, expected)):
+    if different := describe_differences(differences(found, expected)):
         raise CheckpointError(
             f"{origin} is not {kind}; {different}", "Give an unaltered file of the model it is said to be."
         )

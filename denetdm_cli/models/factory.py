@@ -1,4 +1,4 @@
-"""The branches by name. Depth is the paper's variable, so it is a parameter."""
+"""Build a branch from its section of the configuration."""
 
 from torch import nn
 
@@ -16,13 +16,13 @@ def build_branch(
     Args:
         config: the network.
         image_shape: (C, H, W).
-        start_weights: also load the weights `config` names, if it names any; a network that is going to be filled from
-            a checkpoint must not look for them.
+        start_weights: also load the weights `config` names, if it names any; not for a network that is filled
+            from a checkpoint.
         key: of the branch in the configuration, for messages.
     Raises:
         ConfigError: torchvision has no such network, or it cannot take such images.
         CheckpointError: the file of start weights is missing, damaged or of another network.
-        DownloadError: the ImageNet weights are neither here nor to be had.
+        DownloadError: the ImageNet weights are neither cached nor downloadable.
     """
     channels, height, width = image_shape
     if isinstance(config, MlpConfig):

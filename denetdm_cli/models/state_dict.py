@@ -1,4 +1,4 @@
-"""State dicts in files made elsewhere: read without running anything in them, and compared with what a network has."""
+"""State dicts in files made elsewhere: read without running code in them, and compared with those of a network."""
 
 import pickle
 import re
@@ -78,7 +78,7 @@ def differences(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
     }
 
 
-def in_words(different: Mapping[str, list[str]]) -> str:
+def describe_differences(different: Mapping[str, list[str]]) -> str:
     """What `differences` found; nothing where it found none."""
     return "; ".join(f"{word}: {first_few(names)}" for word, names in different.items() if names)
 
@@ -115,7 +115,7 @@ def _unpickled(path: Path) -> object:
         raise _damaged(path, "its pickle cannot be read") from None
     except RuntimeError as error:
         raise _damaged(path, str(error)) from None
-    except Exception:  # whatever else a damaged pickle comes to; what it says of itself, 'KeyError: 101', helps nobody
+    except Exception:  # a damaged pickle can raise anything, and a message such as 'KeyError: 101' helps nobody
         raise _damaged(path, "its pickle cannot be read") from None
 
 

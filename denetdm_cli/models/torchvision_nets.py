@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from denetdm_cli.config.schema import TorchvisionConfig
-from denetdm_cli.models.state_dict import COUNTER, differences, in_words, read_state_dict
+from denetdm_cli.models.state_dict import COUNTER, describe_differences, differences, read_state_dict
 from denetdm_cli.utils.errors import CheckpointError, ConfigError, DownloadError
 from denetdm_cli.utils.files import sha256
 from denetdm_cli.utils.text import first_few
 
 _CLASSES = 1000
-_SILENCE_SECONDS = 15
-"""How long a server may say nothing."""
+_TIMEOUT_SECONDS = 15
+"""Time limit for each answer of the server."""
 _HASH = re.compile(r"-([0-9a-f]{8,64})\.pth$")
 """Torchvision's file names end in the first digits of the file's SHA-256."""
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
@@ -51,7 +51,7 @@ def build_torchvision(
     Raises:
         ConfigError: torchvision has no such network, or it cannot take such images.
         CheckpointError: the file of start weights is missing, damaged or of another network.
-        DownloadError: the ImageNet weights are neither here nor to be had.
+        DownloadError: the ImageNet weights are neither cached nor downloadable.
     """
     from torchvision import models
 
@@ -68,7 +68,7 @@ def build_torchvision(
         imagenet = config.weights == "imagenet"
         path = _imagenet_file(config.name, key) if imagenet else Path(config.weights).expanduser()
         try:
-            started_from = _start(net, head, config.name, path)
+            started_from = _load_start_weights(net, head, config.name, path)
         except CheckpointError as error:
             raise CheckpointError(f"{key}.weights: {error.what}", error.fix) from None
     vars(net).update(out_features=config.width, started_from=started_from)
@@ -85,7 +85,7 @@ def _require_known(name: str, known: list[str], key: str) -> None:
 
 
 def builder_options(config: TorchvisionConfig, image_shape: tuple[int, int, int]) -> dict[str, Any]:
-    """What torchvision's builder of a network must be told besides the number of classes.
+    """Arguments of torchvision's builder of a network besides the number of classes.
 
     The ImageNet weights of GoogLeNet and Inception v3 were trained on images with mean and standard deviation 0.5;
     torchvision's builders make the networks change their input to that (`transform_input`) where weights are given.
@@ -132,13 +132,13 @@ def _replace_head(net: nn.Module, width: int) -> str:
 
 
 def trial(net: nn.Module, image_shape: tuple[int, int, int]) -> None:
-    """Let one image without content pass, which raises what such an image would raise and changes nothing."""
+    """Run the forward pass on the meta device: it raises what an image (C, H, W) would raise, and changes nothing."""
     shapes = {name: tensor.to("meta") for name, tensor in chain(net.named_parameters(), net.named_buffers())}
     with torch.no_grad():
         torch.func.functional_call(net, shapes, (torch.empty(1, *image_shape, device="meta"),))
 
 
-def _start(net: nn.Module, head: str, name: str, path: Path) -> dict[str, str]:
+def _load_start_weights(net: nn.Module, head: str, name: str, path: Path) -> dict[str, str]:
     """Load all tensors but those of the head; the file's name and SHA-256, and what was changed."""
     wanted = f"a state dict of torchvision's {name} (.pth or .safetensors), imagenet or null"
     given = {_modern(tensor): content for tensor, content in read_state_dict(path, wanted).items()}
@@ -150,7 +150,7 @@ def _start(net: nn.Module, head: str, name: str, path: Path) -> dict[str, str]:
         for t, content in net.state_dict().items()
         if not t.startswith(f"{head}.") and (t in tensors or not t.endswith(COUNTER))
     }
-    if different := in_words(differences(tensors, expected)):
+    if different := describe_differences(differences(tensors, expected)):
         raise CheckpointError(
             f"{path} does not hold the tensors of {name}; {different}",
             f"Give a state dict of torchvision's {name}; only its last layer may differ. (Of a target model trained "
@@ -209,8 +209,8 @@ def _verified(path: Path) -> str:
 def _imagenet_file(name: str, key: str) -> Path:
     """Torchvision's first ImageNet weights, which are what `pretrained=True` of the official code means.
 
-    They are kept where torch.hub keeps them, and fetched as torchvision's own loader does it; that one is not used
-    because it writes to stdout, unpickles whatever a file holds, and trusts a file that is there already.
+    They are cached in torch.hub's folder. `weights.get_state_dict` is not used: it writes to stdout and trusts a cached
+    file, and what it returns has lost the file's name and digest.
     """
     from torchvision import models
 
@@ -227,7 +227,7 @@ def _imagenet_file(name: str, key: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     promised = _HASH.search(path.name)
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_SILENCE_SECONDS)
+    socket.setdefaulttimeout(_TIMEOUT_SECONDS)
     try:
         torch.hub.download_url_to_file(url, str(path), promised and promised[1], progress=sys.stderr.isatty())
     except (URLError, HTTPException, TimeoutError, ConnectionError, ssl.SSLError, RuntimeError) as error:

@@ -19,7 +19,7 @@ from denetdm_cli.cli.progress import DataReport
 from denetdm_cli.config.load import load_config, preset_path
 from denetdm_cli.data.raw.mnist import load_mnist
 from denetdm_cli.data.registry import ensure_datasets
-from denetdm_cli.data.synthetic.colored_mnist import make_coloured_mnist
+from denetdm_cli.data.synthetic.colored_mnist import make_colored_mnist
 from denetdm_cli.training import stages
 from denetdm_cli.training.run_folder import finished_stage
 
@@ -54,7 +54,7 @@ def main() -> None:
         root = Path(folder)
         mnist = load_mnist(root, arguments.source, print)
         making = seconds(
-            lambda: make_coloured_mnist(mnist, root / "speed", ratio=0.01, severity=4, seed=0, replace=False)
+            lambda: make_colored_mnist(mnist, root / "speed", ratio=0.01, severity=4, seed=0, replace=False)
         )
         print(f"make-data, one ratio, 70,000 images, source read: {making:.2f} s")
         preset = preset_path("coloredmnist")

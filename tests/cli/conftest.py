@@ -8,7 +8,7 @@ import pytest
 from cli_support import EPOCHS, NAME, Outcome, call, good
 from tests_support import glyph_mnist
 
-from denetdm_cli.data.synthetic.colored_mnist import coloured_mnist_folder, make_coloured_mnist
+from denetdm_cli.data.synthetic.colored_mnist import colored_mnist_folder, make_colored_mnist
 
 
 @pytest.fixture(autouse=True)
@@ -20,8 +20,8 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data root with 200 training and 1,000 evaluation images of 18x18 pixels. Tests that change it copy it first."""
     root = tmp_path_factory.mktemp("shared") / "data"
-    path = coloured_mnist_folder(root, 0.1, 4)
-    make_coloured_mnist(glyph_mnist(200, 1000), path, ratio=0.1, severity=4, seed=0, replace=False)
+    path = colored_mnist_folder(root, 0.1, 4)
+    make_colored_mnist(glyph_mnist(200, 1000), path, ratio=0.1, severity=4, seed=0, replace=False)
     return root
 
 

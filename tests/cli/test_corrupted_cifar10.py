@@ -103,7 +103,7 @@ def test_what_is_not_looked_at_is_said(source: Path, textures: Path, tmp_path: P
     words = ("make-data", "corruptedcifar10", "--ratio", 0.1, "--source", source)
     for more, said in (((), "--source was"), (("--frost", "nowhere"), "--source and --frost were")):
         outcome = good(*words, *more)
-        assert outcome.err == f"warning: {path} is there already, so {said} not looked at; --force makes it anew\n"
+        assert outcome.err == f"warning: {path} exists already, so {said} not used; --force makes it again\n"
 
 
 @pytest.mark.parametrize("split", ["train", "test"])

@@ -13,7 +13,7 @@ from cli_support import Outcome, call, contents, good, refused
 from safetensors.torch import save_file
 from tests_support import glyph_mnist
 
-from denetdm_cli.data.synthetic.colored_mnist import coloured_mnist_folder, make_coloured_mnist
+from denetdm_cli.data.synthetic.colored_mnist import colored_mnist_folder, make_colored_mnist
 from denetdm_cli.training import checkpoint
 
 
@@ -101,8 +101,8 @@ class TestCheckpoints:
         self.is_refused(path, "does not describe its model", "last.safetensors")
 
     def test_of_another_data_set(self, finished_run: Path, tmp_path: Path) -> None:
-        other = coloured_mnist_folder(tmp_path / "data", 0.1, 4)
-        make_coloured_mnist(glyph_mnist(210, 1000), other, ratio=0.1, severity=4, seed=0, replace=False)
+        other = colored_mnist_folder(tmp_path / "data", 0.1, 4)
+        make_colored_mnist(glyph_mnist(210, 1000), other, ratio=0.1, severity=4, seed=0, replace=False)
         before = contents(other)
         words = ("was trained on other data than", other.name, "--data-root")
         refused(4, call("evaluate", finished_run / "train-poe", "--data-root", "data"), *words, "--data DIR")

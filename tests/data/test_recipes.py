@@ -17,9 +17,9 @@ from denetdm_cli.data.synthetic import colored_mnist as coloredmnist
 from denetdm_cli.data.synthetic.colored_mnist import (
     MEAN_COLOURS,
     STD_BY_SEVERITY,
-    coloured_mnist_folder,
-    coloured_mnist_recipe,
-    make_coloured_mnist,
+    colored_mnist_folder,
+    colored_mnist_recipe,
+    make_colored_mnist,
 )
 from denetdm_cli.utils.errors import DataError
 
@@ -40,7 +40,7 @@ def slow_bias_labels(targets: list[int], ratio: float, classes: int) -> list[int
 
 
 def make(mnist: Mnist, path: Path, *, ratio: float = 0.1, severity: int = 1, seed: int = 0) -> StoredDataset:
-    return make_coloured_mnist(mnist, path, ratio=ratio, severity=severity, seed=seed, replace=False)
+    return make_colored_mnist(mnist, path, ratio=ratio, severity=severity, seed=seed, replace=False)
 
 
 def files(path: Path) -> dict[str, bytes]:
@@ -223,14 +223,14 @@ def ensure_with(
     force: bool = False,
 ) -> tuple[StoredDataset, bool]:
     config = ColoredMnistConfig(name="coloredmnist", root=str(root), ratio=ratio, severity=severity, seed=seed)
-    return common.ensure(coloured_mnist_recipe(config, load), force=force)
+    return common.ensure(colored_mnist_recipe(config, load), force=force)
 
 
 @pytest.mark.parametrize(
     ("ratio", "name"), [(0.005, "0.005"), (0.01, "0.01"), (0.050, "0.05"), (1e-5, "1e-05"), (np.float64(0.2), "0.2")]
 )
 def test_folder_name(ratio: float, name: str) -> None:
-    assert coloured_mnist_folder(Path("data"), ratio, 4) == Path("data") / f"ColoredMNIST-Skewed{name}-Severity4"
+    assert colored_mnist_folder(Path("data"), ratio, 4) == Path("data") / f"ColoredMNIST-Skewed{name}-Severity4"
 
 
 def test_made_once_then_opened(small_mnist: Mnist, tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ def test_other_settings_are_refused_without_force(small_mnist: Mnist, tmp_path: 
 
 
 def test_renamed_folder_is_noticed(small_mnist: Mnist, tmp_path: Path) -> None:
-    ensure(tmp_path, small_mnist, ratio=0.2, seed=1)[0].path.rename(coloured_mnist_folder(tmp_path, 0.1, 4))
+    ensure(tmp_path, small_mnist, ratio=0.2, seed=1)[0].path.rename(colored_mnist_folder(tmp_path, 0.1, 4))
     with pytest.raises(DataError, match=r"conflict_ratio 0\.2, asked for 0\.1; seed 1, asked for 0") as error:
         ensure(tmp_path, None, ratio=0.1)
     assert "train on it" not in error.value.fix, "no setting makes it the one that its name says"
@@ -313,7 +313,7 @@ def test_folder_of_another_tool_is_used_as_it_is(small_mnist: Mnist, tmp_path: P
 @pytest.mark.parametrize("force", [False, True])
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_something_else_is_never_replaced(tmp_path: Path, kind: str, force: bool) -> None:
-    path = coloured_mnist_folder(tmp_path, 0.1, 4)
+    path = colored_mnist_folder(tmp_path, 0.1, 4)
     if kind == "folder":
         path.mkdir()
     mine = path if kind == "file" else path / "thesis.tex"

@@ -14,7 +14,7 @@ from denetdm_cli.config.load import load_config, preset_path
 from denetdm_cli.data.batches import Batches
 from denetdm_cli.data.raw.mnist import Mnist, load_mnist
 from denetdm_cli.data.store import Split
-from denetdm_cli.data.synthetic.colored_mnist import make_coloured_mnist
+from denetdm_cli.data.synthetic.colored_mnist import make_colored_mnist
 from denetdm_cli.evaluation.evaluator import predict
 from denetdm_cli.evaluation.metrics import Groups
 from denetdm_cli.methods.denetdm.models import ProductOfExperts
@@ -29,7 +29,7 @@ class Trained:
     """A stage-1 model, trained on Colored MNIST made from some images, and what it says."""
 
     def __init__(self, mnist: Mnist, path: Path, ratio: float, epochs: int, **changes: object) -> None:
-        dataset = make_coloured_mnist(mnist, path, ratio=ratio, severity=4, seed=0, replace=False)
+        dataset = make_colored_mnist(mnist, path, ratio=ratio, severity=4, seed=0, replace=False)
         options = {key.replace("__", "."): value for key, value in changes.items()}
         config = load_config(preset_path("coloredmnist"), (), {"train_poe.epochs": epochs, **options})
         self.train, self.evaluation = (
@@ -78,7 +78,7 @@ def test_a_deep_branch_that_dies_is_reported(tmp_path: Path) -> None:
 
 @pytest.fixture
 def untrained(tmp_path: Path) -> tuple[ProductOfExperts, Batches]:
-    dataset = make_coloured_mnist(glyph_mnist(300, 300), tmp_path / "set", ratio=0.1, severity=4, seed=0, replace=False)
+    dataset = make_colored_mnist(glyph_mnist(300, 300), tmp_path / "set", ratio=0.1, severity=4, seed=0, replace=False)
     batches = Batches(dataset.splits["train"], torch.device("cpu"))
     return ProductOfExperts(load_config(preset_path("coloredmnist")).model, batches.shape, 10, seed=3), batches
 

@@ -9,7 +9,7 @@ import pytest
 from cli_support import NAME, child, good, models, no_leftovers
 from tests_support import glyph_mnist
 
-from denetdm_cli.data.synthetic.colored_mnist import coloured_mnist_folder, make_coloured_mnist
+from denetdm_cli.data.synthetic.colored_mnist import colored_mnist_folder, make_colored_mnist
 
 KILLS = 25
 
@@ -18,8 +18,8 @@ KILLS = 25
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """Stage 1 in 24 epochs of 250 steps, with a state written every fifth of a second."""
     monkeypatch.chdir(tmp_path)
-    path = coloured_mnist_folder(tmp_path / "data", 0.1, 4)
-    make_coloured_mnist(glyph_mnist(2000, 1000), path, ratio=0.1, severity=4, seed=0, replace=False)
+    path = colored_mnist_folder(tmp_path / "data", 0.1, 4)
+    make_colored_mnist(glyph_mnist(2000, 1000), path, ratio=0.1, severity=4, seed=0, replace=False)
     options = ("--dataset", "coloredmnist", "--ratio", 0.1, "--device", "cpu", "--epochs", 24, "--batch-size", 8)
     return ["train-poe", *options, "--set", "checkpoint_minutes=0.003"]
 

@@ -13,7 +13,7 @@ from torch import nn
 from denetdm_cli.config.load import from_mapping
 from denetdm_cli.config.schema import Config
 from denetdm_cli.data.store import StoredDataset
-from denetdm_cli.data.synthetic.colored_mnist import make_coloured_mnist
+from denetdm_cli.data.synthetic.colored_mnist import make_colored_mnist
 from denetdm_cli.evaluation.evaluator import Evaluation, predict
 from denetdm_cli.methods.denetdm.distill import Distill
 from denetdm_cli.methods.denetdm.models import ProductOfExperts, TargetModel
@@ -249,7 +249,7 @@ def test_a_finished_run_of_other_data_or_teacher_is_not_taken_for_this_one(
     checkpoint.save(teacher, {**tensors, "head.bias": tensors["head.bias"] + 1}, metadata)
     with pytest.raises(CheckpointError, match="another teacher"):
         stage_2(tiny_config, tiny_dataset)
-    other = make_coloured_mnist(glyph_mnist(600, 1000), tiny_dataset.path, ratio=0.1, severity=4, seed=9, replace=True)
+    other = make_colored_mnist(glyph_mnist(600, 1000), tiny_dataset.path, ratio=0.1, severity=4, seed=9, replace=True)
     with pytest.raises(CheckpointError, match="another data set"):
         stage_1(tiny_config, other)
 
@@ -296,7 +296,7 @@ def test_stage_2_refuses_what_stage_1_fixed(tiny_config: Config, tiny_dataset: S
 
 def test_stage_2_refuses_other_data(tiny_config: Config, tiny_dataset: StoredDataset) -> None:
     stage_1(tiny_config, tiny_dataset)
-    other = make_coloured_mnist(glyph_mnist(600, 1000), tiny_dataset.path, ratio=0.1, severity=4, seed=9, replace=True)
+    other = make_colored_mnist(glyph_mnist(600, 1000), tiny_dataset.path, ratio=0.1, severity=4, seed=9, replace=True)
     with pytest.raises(UserError, match="trained on other data"):
         stage_2(tiny_config, other)
 

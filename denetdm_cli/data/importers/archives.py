@@ -70,9 +70,9 @@ def unpacked(source: Path, reporter: Reporter) -> Iterator[Path]:
 
     Args:
         source: a folder or a .csv file, which is yielded as it is, or a .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz file.
-        reporter: told how many files are unpacked.
+        reporter: receives the number of files unpacked.
     Raises:
-        DataError: there is no such source, it is of another kind, is damaged, holds a member that is encrypted, is
+        DataError: the source does not exist, is of another kind, is damaged, holds a member that is encrypted, is
             no plain file or folder, or would lie outside the folder, or holds more than a hundred times its own size
             and than 1 GB.
         StorageError: the temporary folder has too little space.
@@ -142,7 +142,7 @@ class _TarStream:
         self.seek, self.tell = file.seek, file.tell
 
     def read(self, size: int) -> bytes:
-        if size > _HEADER_LIMIT:  # what tarfile reads at once is a header; it may say any size
+        if size > _HEADER_LIMIT:  # what tarfile reads in one call is a header; it may say any size
             raise tarfile.ReadError(f"a header says that it has {size:,} bytes")
         content = self._file.read(size)
         if self.tell() > self._limit:

@@ -19,7 +19,7 @@ def list_bar(root: Path, config: BarConfig) -> Listing:
 
     The original's training images have no bias labels. Otherwise a bias value is the typical place of a class, or the
     last one, "other place", which all test images have. The class is in the name of the file or of its folder; where
-    there are but numbers, they are taken for the classes in alphabetical order.
+    there are only numbers, they are taken for the classes in alphabetical order.
 
     Args:
         root: the folder with `train` and `test`, or one up to two levels above it.
@@ -88,7 +88,7 @@ def _images(folder: Path, place: Literal["typical", "other"] | None) -> list[Ite
         else:
             wrong.append(str(path.relative_to(folder)))
     if wrong:
-        refuse(f"{folder}: names of files and folders from which no one class of BAR can be told", wrong, INCOMPLETE)
+        refuse(f"{folder}: names of files and folders that do not name exactly one class of BAR", wrong, INCOMPLETE)
     return items
 
 

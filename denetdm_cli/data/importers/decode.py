@@ -40,7 +40,7 @@ def read_image(path: Path, size: int | None = None, fit: Fit = "stretch") -> NDA
             if image.width * image.height > _MAX_PIXELS:
                 raise ValueError(f"{image.width}x{image.height} are more than {_MAX_PIXELS:,} pixels")
             image.load()
-            with contextlib.suppress(Exception):  # damaged EXIF data say nothing of the orientation
+            with contextlib.suppress(Exception):  # damaged EXIF data hold no orientation
                 ImageOps.exif_transpose(image, in_place=True)
             return np.array(_squared(_as_rgb(image), size, fit))
     except Exception as error:  # a damaged file can raise nearly anything

@@ -17,7 +17,7 @@ def percent_folder(ratio: float) -> str:
 
 
 def require_images(folder: Path) -> list[Path]:
-    """The images below a folder, by path; a DataError where there are none."""
+    """The images below a folder, by path; a DataError where it has none."""
     images = image_files(folder)[0] if folder.is_dir() else []
     if not images:
         found = f"; found {found_in(folder)}" if folder.is_dir() else ""

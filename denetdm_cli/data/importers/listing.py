@@ -36,7 +36,7 @@ class Listing:
         bias_names: one a bias value; empty without bias labels.
         aligned: the bias value tied to each class; empty without bias labels.
         attribute_names: of target and bias.
-        notes: what the user should be told about the source, a line each.
+        notes: warnings about the source, a line each.
     """
 
     root: Path
@@ -63,7 +63,7 @@ class Listing:
 
 
 def count_notes(splits: Splits, published: Mapping[str, int]) -> tuple[str, ...]:
-    """A line for every split that does not have as many images as the published data set."""
+    """A warning for every split whose number of images is not the published one."""
     return tuple(
         f"Split {name} has {len(splits[name]):,} images; that of the published data set has {count:,}."
         for name, count in published.items()
@@ -72,11 +72,11 @@ def count_notes(splits: Splits, published: Mapping[str, int]) -> tuple[str, ...]
 
 
 def gap_notes(listing: Listing) -> tuple[str, ...]:
-    """A line for every split to judge by that lacks a class."""
+    """A warning for every evaluation split that lacks a class."""
     found = []
     for name in sorted(listing.splits.keys() - {"train"}, reverse=True):
-        there = {item.target for item in listing.splits[name]}
-        lacking = [label for number, label in enumerate(listing.class_names) if number not in there]
+        present = {item.target for item in listing.splits[name]}
+        lacking = [label for number, label in enumerate(listing.class_names) if number not in present]
         if lacking:
             found.append(f"Split {name} has no image of {first_few(lacking)}, so no figure on it counts them.")
     return tuple(found)

@@ -1,4 +1,4 @@
-"""Files become a data set: every image that was listed is decoded once, resized once and written in its place."""
+"""Write the images of a listing as a data set: each decoded and resized once, in threads, in the order listed."""
 
 import contextlib
 import functools
@@ -52,10 +52,10 @@ def pack(
         listing: the images, their order and their labels.
         path: the folder to make.
         size: height and width of all images; None keeps the size they have, which must be one.
-        fit: how an image comes to be square, see `read_image`.
+        fit: how an image is made square, see `read_image`.
         recipe: name and settings, for the manifest.
         replace: put it in the place of an existing data set.
-        reporter: told what is done and what is left out.
+        reporter: receives progress and the images left out.
         max_unreadable: the share of images that may be left out.
     Raises:
         DataError: more images cannot be read, or all of a class in a split; images of several sizes without `size`;
@@ -66,7 +66,7 @@ def pack(
     left_out = _LeftOut(listing, max_unreadable)
     read = functools.partial(read_image, size=size, fit=fit)
     workers = thread_limit()
-    raster_formats()  # once, before there are threads
+    raster_formats()  # once, before the threads start
     with (
         warnings.catch_warnings(),
         new_dataset(path, replace=replace) as writer,
@@ -159,7 +159,7 @@ Decoded = tuple[Item, "Future[NDArray[np.uint8]]"]
 
 @contextmanager
 def _threads(workers: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads that, when the body ends, finish what they are at and begin nothing more."""
+    """A thread pool; when the body ends, running tasks finish and queued ones are cancelled."""
     pool = ThreadPoolExecutor(workers)
     try:
         yield pool

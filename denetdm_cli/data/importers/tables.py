@@ -1,4 +1,4 @@
-"""Labels in tables: reading them, and comparing them with the images there are."""
+"""Labels in tables: reading them, and comparing them with the images in a folder."""
 
 import csv
 from collections import Counter
@@ -21,10 +21,10 @@ def read_table(
 
     Args:
         file: UTF-8, with or without a byte order mark.
-        required: columns that must be there.
-        optional: columns that may be there besides; None lets any be there, and leaves them out.
+        required: columns the file must have.
+        optional: columns the file may have; None allows any others, and leaves them out.
     Returns:
-        Line number and values of every row, in the order of `required` and `optional`; "" for a column not there.
+        Line number and values of every row, in the order of `required` and `optional`; "" for a missing column.
     Raises:
         DataError: no file, other columns, rows of another length, or no rows.
     """
@@ -56,7 +56,7 @@ def read_table(
 def select_columns(
     file: Path, lines: Iterable[tuple[int, list[str]]], names: Sequence[str], wanted: Sequence[str], fix: str
 ) -> list[tuple[int, list[str]]]:
-    """Some values of each row, "" for a column not there; no more is kept in memory."""
+    """Some values of each row, "" for a missing column; no more is kept in memory."""
     places = [names.index(name) if name in names else None for name in wanted]
     rows, wrong = [], []
     for number, row in lines:
@@ -78,9 +78,9 @@ def require_unique(table: Path, names: Sequence[str]) -> None:
 
 def require_same_images(table: Path, folder: Path, named: set[str]) -> None:
     """Refuse a table that does not name exactly the images below a folder."""
-    there = {path.relative_to(folder).as_posix() for path in image_files(folder)[0]}
-    require_all(table, named, there, f"rows naming images that are not in {folder}")
-    require_all(table, there, named, f"images in {folder} without a row")
+    present = {path.relative_to(folder).as_posix() for path in image_files(folder)[0]}
+    require_all(table, named, present, f"rows naming images that are not in {folder}")
+    require_all(table, present, named, f"images in {folder} without a row")
 
 
 def require_all(table: Path, some: set[str], others: set[str], what: str) -> None:

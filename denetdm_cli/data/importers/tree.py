@@ -65,7 +65,7 @@ def find_tree(root: Path, fits: Callable[[Path], bool], layout: str, prefer: str
 
 
 def entries(folder: Path) -> list[Path]:
-    """What lies in a folder, by name; hidden files and those that systems leave behind are not counted."""
+    """The entries of a folder, by name, without hidden files and those that operating systems create."""
     return sorted(path for path in folder.iterdir() if not is_litter(path.name))
 
 

@@ -1,4 +1,4 @@
-"""Where CIFAR-10 comes from: its pickled batches, their archive, or a tree of class folders."""
+"""CIFAR-10 from its pickled batches, their archive, or a tree of class folders."""
 
 import functools
 import hashlib
@@ -86,20 +86,20 @@ class Cifar10:
         return {name: hashlib.sha256(np.ascontiguousarray(getattr(self, name)).data).hexdigest() for name in names}
 
 
-def load_cifar10(root: Path, source: Path | None, say: Callable[[str], None]) -> Cifar10:
+def load_cifar10(root: Path, source: Path | None, info: Callable[[str], None]) -> Cifar10:
     """Read CIFAR-10 from the first place that has it; batches are checked against the canonical bytes.
 
     Args:
         root: the data root; an earlier download lies in it, and a new one is kept there.
         source: the folder of the batches or the one around it, their .tar.gz, a folder of class folders or a .zip of
             such a folder; when given, nothing else is tried.
-        say: called with one line on what takes long.
+        info: called with one line on what takes long.
     Raises:
         DataError: `source` is missing, incomplete, damaged or another data set.
-        DownloadError: no place had it; lists each with its reason.
+        DownloadError: no place has it; lists each with its reason.
     """
     if source is not None:
-        return _from_source(source, say)
+        return _from_source(source, info)
     folder, archive = root / _FOLDER, root / _ARCHIVE
     places: list[Place[Cifar10]] = []
     if any((folder / name).is_file() for name, _ in BATCHES):
@@ -111,15 +111,15 @@ def load_cifar10(root: Path, source: Path | None, say: Callable[[str], None]) ->
         f"Get {_ARCHIVE} (MD5 {ARCHIVE_MD5}) from anywhere and say `--source FILE`, or put it into {root}. "
         f"A folder or a .zip of {_TREE} does as well."
     )
-    return first_usable("CIFAR-10", places, say, fix)
+    return first_usable("CIFAR-10", places, info, fix)
 
 
-def lazy_cifar10(root: Path, source: Path | None, say: Callable[[str], None]) -> Callable[[], Cifar10]:
+def lazy_cifar10(root: Path, source: Path | None, info: Callable[[str], None]) -> Callable[[], Cifar10]:
     """A function that calls `load_cifar10` the first time it is called and remembers the result."""
-    return functools.cache(lambda: load_cifar10(root, source, say))
+    return functools.cache(lambda: load_cifar10(root, source, info))
 
 
-def _from_source(source: Path, say: Callable[[str], None]) -> Cifar10:
+def _from_source(source: Path, info: Callable[[str], None]) -> Cifar10:
     fix = (
         f"Give the folder {_FOLDER} or the one that holds it, {_ARCHIVE} (MD5 {ARCHIVE_MD5}), or a folder or .zip of "
         f"{_TREE}; or leave `--source` out to download CIFAR-10."
@@ -127,12 +127,12 @@ def _from_source(source: Path, say: Callable[[str], None]) -> Cifar10:
     if not source.exists():
         raise DataError(f"CIFAR-10 source {source} does not exist.", fix)
     try:
-        return _read_source_folder(source, say) if source.is_dir() else _read_source_file(source, say)
+        return _read_source_folder(source, info) if source.is_dir() else _read_source_file(source, info)
     except UnusableError as error:
         raise DataError(f"CIFAR-10 source {source}: {error}.", fix) from error
 
 
-def _read_source_folder(source: Path, say: Callable[[str], None]) -> Cifar10:
+def _read_source_folder(source: Path, info: Callable[[str], None]) -> Cifar10:
     for folder in (source, source / _FOLDER):
         if any((folder / name).is_file() for name, _ in BATCHES):
             return _read_batch_folder(folder)
@@ -140,10 +140,10 @@ def _read_source_folder(source: Path, say: Callable[[str], None]) -> Cifar10:
         return _read_archive(source / _ARCHIVE)
     if not any((source / split).is_dir() for split in _SPLITS):
         raise UnusableError("the folder holds neither batches nor train/ and test/")
-    return _read_tree({name: partial(read_file, path, _IMAGE_LIMIT) for name, path in _tree_files(source)}, say)
+    return _read_tree({name: partial(read_file, path, _IMAGE_LIMIT) for name, path in _tree_files(source)}, info)
 
 
-def _read_source_file(source: Path, say: Callable[[str], None]) -> Cifar10:
+def _read_source_file(source: Path, info: Callable[[str], None]) -> Cifar10:
     with source.open("rb") as file:
         start = file.read(2)
     if start == b"\x1f\x8b":
@@ -151,7 +151,7 @@ def _read_source_file(source: Path, say: Callable[[str], None]) -> Cifar10:
     if start != b"PK":
         raise UnusableError(f"the file is neither a .tar.gz nor a .zip (it starts with {start.hex() or 'nothing'})")
     with zip_members(source, _IMAGE_LIMIT) as members:
-        return _read_tree(_without_leading_folder(members), say)
+        return _read_tree(_without_leading_folder(members), info)
 
 
 # Batches
@@ -247,10 +247,10 @@ def _without_leading_folder(files: Files) -> Files:
     return {name.removeprefix(start): read for name, read in files.items() if name.startswith(start)}
 
 
-def _read_tree(files: Files, say: Callable[[str], None]) -> Cifar10:
+def _read_tree(files: Files, info: Callable[[str], None]) -> Cifar10:
     """Decode the images of a tree, class by class and sorted by name, whatever order they are listed in."""
     folders = _by_class(files)
-    say(f"CIFAR-10: decoding {sum(map(len, folders.values())):,} images")
+    info(f"CIFAR-10: decoding {sum(map(len, folders.values())):,} images")
     (train_images, train_labels), (test_images, test_labels) = (_decode_split(files, folders, name) for name in _SPLITS)
     return Cifar10(train_images, train_labels, test_images, test_labels, "class folders")
 

@@ -1,4 +1,4 @@
-"""Where the frost textures of Corrupted CIFAR-10 come from: a local copy, an earlier download or the package index."""
+"""The frost textures of Corrupted CIFAR-10 from a local copy, an earlier download or the package index."""
 
 import hashlib
 import io
@@ -38,19 +38,19 @@ _PIP_SECONDS = 120.0
 _FILE_LIMIT = 1 << 22
 
 
-def load_textures(root: Path, folder: Path | None, say: Callable[[str], None]) -> tuple[NDArray[np.uint8], ...]:
+def load_textures(root: Path, folder: Path | None, info: Callable[[str], None]) -> tuple[NDArray[np.uint8], ...]:
     """Read the five textures from the first place that has them, and check their bytes.
 
     Args:
         root: the data root; the textures are kept in `frost` below it, wherever they came from.
         folder: holds them, or holds them in `frost`; or the wheel of imagecorruptions 1.1.2 itself; when given,
             nothing else is tried.
-        say: called with one line on what is tried next.
+        info: called with one line on what is tried next.
     Returns:
         (H, W, 3) uint8, RGB, each of its own size.
     Raises:
         DataError: `folder` is missing, incomplete or holds other files.
-        DownloadError: no place had them; lists each with its reason.
+        DownloadError: no place has them; lists each with its reason.
     Source: Hendrycks and Dietterich (ICLR 2019), as packaged in imagecorruptions 1.1.2 (Apache-2.0).
     """
     cache = root / _FOLDER
@@ -64,7 +64,7 @@ def load_textures(root: Path, folder: Path | None, say: Callable[[str], None]) -
         f"Get the wheel of imagecorruptions 1.1.2 where there is a network (`pip download --no-deps {_WHEEL}`) and say "
         f"`--frost WHEEL`, or put {names} from it into {cache}."
     )
-    return _decode(first_usable("The frost textures", places, say, fix))
+    return _decode(first_usable("The frost textures", places, info, fix))
 
 
 def _from_folder(folder: Path, names: str) -> dict[str, bytes]:

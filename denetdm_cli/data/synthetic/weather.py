@@ -127,7 +127,7 @@ def snow(
         mean: of the noise the flakes are made of.
         std: of the same noise.
         zoom: magnification of the flakes.
-        threshold: under which there is none.
+        threshold: noise below it becomes 0.
         radius: of the motion blur.
         sigma: of the motion blur.
         mix: share of the image that is not whitened.
@@ -155,7 +155,7 @@ def shrink(textures: Sequence[Bytes]) -> list[Bytes]:
     Returns:
         One (H / 5, W / 5, 3) uint8 a texture.
     Raises:
-        ValueError: there are none, or one is too small or no RGB.
+        ValueError: `textures` is empty, or one of them is too small or not RGB.
     Source: frost of Hendrycks & Dietterich (CIFAR-10-C).
     """
     small = [texture[2::5, 2::5] for texture in textures]
@@ -224,7 +224,7 @@ def spatter(
         mean: of the noise the drops are made of.
         std: of the same noise.
         sigma: of the blur of that noise.
-        threshold: under which there is none.
+        threshold: noise below it becomes 0.
         strength: brightness of water, blur of mud.
         mud: else water.
     Returns:
@@ -330,7 +330,7 @@ def _distances(edges: NDArray[np.bool_]) -> NDArray[np.int64]:
                 above = field[:, row - up]
                 for shift in {-side, side}:
                     np.minimum(best, above[:, margin + shift : margin + shift + SIDE] + cost, out=best)
-            # Steps along the row, all at once: what costs one more a pixel is flat below a ramp.
+            # Steps along the row, in one pass: what costs one more a pixel is flat below a ramp.
             best[:] = np.minimum.accumulate(best - ramp, axis=1) + ramp
         field[:, margin:] = field[:, :1:-1, ::-1].copy()
     return field[:, margin:, inner]
