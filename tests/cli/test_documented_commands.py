@@ -137,7 +137,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for seed in (0, 1):
             good("train-poe", "--dataset", "coloredmnist", "--seed", seed, *ONE_EPOCH)
             good("distill", f"runs/{SETS['coloredmnist']}/seed{seed}", *ONE_EPOCH)
-        good("train", "erm", "--dataset", "coloredmnist", "--batch-size", 64, *ONE_EPOCH)
+        good("train", "erm", "--dataset", "coloredmnist", "--batch-size", 64, "--out", "runs-erm", *ONE_EPOCH)
         good(
             "train-poe",
             "--dataset",
@@ -190,6 +190,7 @@ def clear(words: list[Any]) -> None:
     if words[0] in ("train", "train-poe"):
         shutil.rmtree("runs")
         shutil.rmtree("runs-depth4")
+        shutil.rmtree("runs-erm")
     if words[0] == "distill":
         for stage in Path().glob("runs/*/*/distill*"):
             shutil.rmtree(stage)
