@@ -20,7 +20,7 @@ def settings(tmp_path: Path) -> dict[str, object]:
     make_colored_mnist(glyph_mnist(200, 300), path, ratio=0.1, severity=4, seed=0, replace=False)
     return {
         "dataset.root": str(tmp_path / "data"), "dataset.ratio": 0.1, "out": str(tmp_path / "runs"),
-        "device": "cpu", "erm.epochs": 2, "train_poe.epochs": 1, "distill.epochs": 1,
+        "device": "cpu", "erm.epochs": 2, "erm.batch_size": 64, "train_poe.epochs": 1, "distill.epochs": 1,
     }  # fmt: skip
 
 

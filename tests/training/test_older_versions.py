@@ -11,7 +11,7 @@ from denetdm_cli.data.store import StoredDataset
 from denetdm_cli.data.synthetic.colored_mnist import make_colored_mnist
 from denetdm_cli.evaluation.evaluator import Evaluation
 from denetdm_cli.methods import METHODS
-from denetdm_cli.results.records import find_stages, summarise
+from denetdm_cli.results.records import find_stages, summarise_stage
 from denetdm_cli.training import checkpoint, stages
 from denetdm_cli.training.events import StageFinished
 from denetdm_cli.training.run_folder import RunFolder, finished_stage
@@ -61,4 +61,4 @@ def test_a_finished_run_is_finished_already(run: Path, dataset: StoredDataset) -
 
 def test_both_are_in_a_report(run: Path) -> None:
     found, _ = find_stages(run)
-    assert [summarise(folder).state for folder in found] == ["finished", "stopped"]
+    assert [summarise_stage(folder).state for folder in found] == ["finished", "stopped"]
