@@ -54,7 +54,10 @@ ProcessesOption = Annotated[
     typer.Option("--nproc", min=1, help="Processes that train one run together, as torchrun starts them: one a GPU."),
 ]
 WorkersOption = Annotated[
-    int | None, typer.Option(min=1, help="Of several runs, how many at a time (default: one a GPU, or as CPUs allow).")
+    int | None,
+    typer.Option(
+        min=1, help="Of several runs, how many at a time (default: 1 a GPU, 4 of perceptrons, or as CPUs allow)."
+    ),
 ]
 DataRootOption = Annotated[str | None, typer.Option(help="Folder of the data sets (default: data).", metavar="DIR")]
 OutOption = Annotated[str | None, typer.Option(help="Where run folders go (default: runs).", metavar="DIR")]

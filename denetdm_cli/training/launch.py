@@ -14,59 +14,57 @@ from denetdm_cli.utils.errors import EXIT_INTERRUPTED, EXIT_STOPPED, RankError
 LAUNCHED = "DENETDM_LAUNCHED"
 """Set in the environment of the ranks, which need not launch any."""
 
-_UNHURRIED = (None, 0, EXIT_STOPPED, EXIT_INTERRUPTED)
-"""What a rank ends with, or not yet, when the others may take their time: one may still be writing the state."""
-_SECONDS_TO_FOLLOW = 15.0
-"""How long ranks have to end by themselves once one of them has failed; without it they may wait for ever."""
+_NOT_FAILED = (None, 0, EXIT_STOPPED, EXIT_INTERRUPTED)
+"""Exit codes of a rank (None: still running) that leave the others their time: one may still be writing the state."""
+_SECONDS_AFTER_FAILURE = 15.0
+"""From the failure of one rank to KILL of the others, which may wait for it for ever."""
 
 
 def launch(count: int, arguments: Sequence[str]) -> int:
-    """Run the program with these arguments in `count` ranks, and return what it ended with.
-
-    That is the exit code of the first rank that failed, or 0.
+    """Run the program with these arguments in `count` ranks, and return the exit code of the first that failed, or 0.
 
     Raises:
-        Stopped: a signal asked for it; it was passed on, and every rank has ended.
+        Stopped: a signal asked for it; every rank got the signal and has ended.
         RankError: a rank was killed.
     """
     processes: list[subprocess.Popen[bytes]] = []
     port = _free_port()
     try:
-        with signals.deferred():  # the ranks need their time however many signals come
+        with signals.deferred():  # a second signal does not cut the time in which ranks write their state
             for rank in range(count):
                 numbers = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": count}
-                said = {**numbers, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, LAUNCHED: 1}
-                environment = os.environ | {name: str(value) for name, value in said.items()}
+                variables = {**numbers, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, LAUNCHED: 1}
+                environment = os.environ | {name: str(value) for name, value in variables.items()}
                 processes.append(subprocess.Popen([sys.executable, "-m", "denetdm_cli", *arguments], env=environment))
-            return _follow(processes)
+            return _wait_for(processes)
     finally:
         for process in processes:
             process.kill()
             process.wait()
 
 
-def _follow(processes: Sequence["subprocess.Popen[bytes]"]) -> int:
-    """Wait until all have ended, but not for ever once one has failed; return what the run ended with.
+def _wait_for(processes: Sequence["subprocess.Popen[bytes]"]) -> int:
+    """Wait until all ranks have ended, for a limited time once one has failed; return the exit code of the run.
 
-    The signal that waits is passed on to them; it may end a rank at once, as before its training begins.
+    A pending signal is sent to the ranks. Before its training begins it ends a rank at once.
 
     Raises:
         RankError: a rank ended by another signal.
     """
-    until, passed_on = float("inf"), 0
-    while any(process.poll() is None for process in processes) and time.monotonic() < until:
-        if signals.pending() and not passed_on:
+    deadline, sent = float("inf"), 0
+    while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
+        if signals.pending() and not sent:
             # Ctrl-C has reached them already, and a second one would not wait for the step.
-            passed_on = SIGTERM if signals.pending() == SIGINT else signals.pending()
+            sent = SIGTERM if signals.pending() == SIGINT else signals.pending()
             for process in processes:
-                process.send_signal(passed_on)
-        if until == float("inf") and any(process.poll() not in _UNHURRIED for process in processes):
-            until = time.monotonic() + _SECONDS_TO_FOLLOW
+                process.send_signal(sent)
+        if deadline == float("inf") and any(process.poll() not in _NOT_FAILED for process in processes):
+            deadline = time.monotonic() + _SECONDS_AFTER_FAILURE
         time.sleep(0.05)
     codes = [process.returncode for process in processes if process.poll()]
-    if killed := [-code for code in codes if code < 0 and -code not in (passed_on, signals.pending())]:
+    if killed := [-code for code in codes if code < 0 and -code not in (sent, signals.pending())]:
         raise RankError(f"a process of the run was ended by signal {killed[0]}")
-    # The one that failed says more than those that lost it.
+    # The exit code of the rank that failed explains more than those of ranks that lost it.
     return next((code for code in codes if code != RankError.exit_code), RankError.exit_code if codes else 0)
 
 

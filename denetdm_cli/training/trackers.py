@@ -19,7 +19,7 @@ _SECONDS_FOR_NETWORK = 30.0
 
 
 class TensorBoard:
-    """An event file in the run folder. A run that goes on begins it anew, so that no epoch is in it twice."""
+    """An event file in the run folder. A resumed run begins it anew, so that no epoch is in it twice."""
 
     def __init__(self, folder: RunFolder) -> None:
         place = folder.path / "tensorboard"
@@ -50,7 +50,7 @@ class TensorBoard:
 
     def close(self, *, complete: bool) -> None:
         """Close the file."""
-        del complete  # which it does not say
+        del complete  # an event file has no such field
         self._file.close()
 
     def _write(self, **content: Any) -> None:
@@ -62,7 +62,7 @@ class WeightsAndBiases:
 
     def __init__(self, folder: RunFolder) -> None:
         wandb = import_module("wandb")
-        silence = {"silent": True, "console": "off"}  # it must not write among results, nor listen to what is written
+        silence = {"silent": True, "console": "off"}  # it must not write among results, nor capture what is written
         settings = wandb.setup(wandb.Settings(**silence)).settings
         mode = settings.mode
         if mode in ("online", "run", "shared") and not wandb.login(prompt=False, verify=False):
@@ -78,7 +78,7 @@ class WeightsAndBiases:
             reinit="create_new",
             settings=wandb.Settings(**silence, init_timeout=_SECONDS_FOR_NETWORK, finish_timeout=_SECONDS_FOR_NETWORK),
         )
-        self._first = self._run.step  # the server has the epochs before, of a run that goes on
+        self._first = self._run.step  # of a resumed run the server has the epochs before it
         here = Path(self._run.dir).parent
         self.place = f"{here}, not uploaded (wandb sync does that)" if mode == "offline" else self._run.url or mode
 
@@ -88,7 +88,7 @@ class WeightsAndBiases:
             self._run.log(dict(scalars(record)), step=record["epoch"], commit=True)
 
     def close(self, *, complete: bool) -> None:
-        """End the run; one that was stopped counts as failed, until it goes on."""
+        """End the run; one that was stopped counts as failed until it is resumed."""
         self._run.finish(exit_code=0 if complete else 1)
 
 

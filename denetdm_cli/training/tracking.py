@@ -1,4 +1,4 @@
-"""Trackers get what metrics.jsonl gets. They listen to the events of a stage, which knows nothing of them."""
+"""Trackers get the records of metrics.jsonl from the events of a stage; the training loop does not know of them."""
 
 import json
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -15,20 +15,20 @@ class Tracker(Protocol):
     """Where the records of one run are mirrored. Whatever it raises switches it off, and nothing else.
 
     Attributes:
-        place: where a person finds them.
+        place: path or address of the records.
     """
 
     place: str
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """One line of metrics.jsonl, in the order of the epochs; of a run that goes on, from the first one again."""
+        """Log one line of metrics.jsonl, in the order of the epochs; a resumed run logs all of them again."""
 
     def close(self, *, complete: bool) -> None:
         """No more records come: the run is complete, or it was stopped."""
 
 
 Opener = Callable[[RunFolder], Tracker]
-"""Begins to track the run in a folder, or goes on; its config.yaml is there."""
+"""Begins or resumes to track the run in a folder, which has its config.yaml."""
 
 
 def tracked(events: Iterator[Event], openers: Mapping[str, Opener]) -> Generator[Event, None, None]:
@@ -55,7 +55,7 @@ def tracked(events: Iterator[Event], openers: Mapping[str, Opener]) -> Generator
 
 
 def recorded(folder: RunFolder) -> list[dict[str, Any]]:
-    """The epochs that a run has already."""
+    """The records of the epochs that a run has completed."""
     lines = folder.metrics_file.read_text(encoding="utf-8").splitlines() if folder.metrics_file.exists() else []
     return [json.loads(line) for line in lines]
 
@@ -92,7 +92,7 @@ def _each(live: dict[str, Tracker], action: Callable[[Tracker], object]) -> None
 
 def _switch_off(live: dict[str, Tracker], name: str, error: Exception) -> None:
     why = f"{type(error).__name__}: {error}"
-    show_warnings([f"{name} failed and is switched off ({why}); the training goes on, and metrics.jsonl has all"])
+    show_warnings([f"{name} failed and is switched off ({why}); the training continues, metrics.jsonl is complete"])
     if name in live:
         with suppress(Exception):  # that it fails is known
             live.pop(name).close(complete=False)

@@ -49,7 +49,7 @@ class DownloadError(UserError):
 
 
 class NumericError(UserError):
-    """A loss or an output that is not a finite number; `what` says in which epoch."""
+    """A loss or an output that is not a finite number; `what` names the epoch."""
 
     exit_code = 6
 
@@ -87,14 +87,14 @@ def from_os_error(error: OSError) -> StorageError:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     return StorageError(
         f"{error.filename}: {error.strerror}" if error.filename else str(error),
-        "Make room, or give another folder. Nothing is half-written: the same command goes on from the last state that "
-        "could be written."
+        "Make room, or give another folder. Nothing is half-written: the same command resumes from the last state "
+        "that could be written."
         if full
         else "Check the path and its permissions, or give another one.",
     )
 
 
 EXIT_STOPPED = 75
-"""Stopped by a signal; the same command goes on (EX_TEMPFAIL of sysexits.h: "try again later")."""
+"""Stopped by a signal; the same command resumes (EX_TEMPFAIL of sysexits.h: "try again later")."""
 EXIT_INTERRUPTED = 130
-"""Stopped by Ctrl-C; the same command goes on."""
+"""Stopped by Ctrl-C; the same command resumes."""

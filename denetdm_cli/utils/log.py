@@ -1,4 +1,4 @@
-"""What a person is told on stderr, and how much: lines on a terminal, lines with a time stamp elsewhere."""
+"""Messages on stderr, by level: plain lines on a terminal, lines with a time stamp elsewhere."""
 
 import re
 import sys
@@ -17,7 +17,7 @@ _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class Level(Enum):
-    """How much is told: warnings, errors and results alone; how the work goes on besides; what helps to debug a job."""
+    """QUIET shows warnings, errors and results; NORMAL also progress; VERBOSE also what helps to debug a job."""
 
     QUIET = "--quiet"
     NORMAL = ""
@@ -29,19 +29,19 @@ _silent = False
 
 
 def reset() -> None:
-    """Begin a command: nothing is chosen yet."""
+    """Return to the normal level, as at the start of a command."""
     global _level, _silent
     _level, _silent = Level.NORMAL, False
 
 
 def silence() -> None:
-    """Tell nothing but errors from now on: another process of the same run tells the rest."""
+    """Show errors only from now on: another process of the same run shows the rest."""
     global _silent
     _silent = True
 
 
 def choose(level: Level) -> None:
-    """Tell less or more from now on.
+    """Show less or more from now on.
 
     Raises:
         ConfigError: the other was chosen before.
@@ -63,27 +63,27 @@ def verbose() -> bool:
 
 
 def info(line: str, *, always: bool = False) -> None:
-    """One line of progress or explanation; `always` also where little is told."""
+    """One line of progress or explanation; with `always` also under --quiet."""
     if (always and not _silent) or not quiet():
-        _tell(line)
+        _write(line)
 
 
 def debug(line: str) -> None:
     """One line that helps to debug a job."""
     if verbose():
-        _tell(line)
+        _write(line)
 
 
 def show_error(error: UserError) -> None:
     """What is wrong, and what to do."""
-    _tell(error.what, "error:", "bold red")
-    _tell(error.fix, "what to do:", "bold")
+    _write(error.what, "error:", "bold red")
+    _write(error.fix, "what to do:", "bold")
 
 
 def show_warnings(warnings: Sequence[str]) -> None:
     """What did not stop the program but should be known."""
     for warning in () if _silent else warnings:
-        _tell(warning, "warning:", "bold yellow")
+        _write(warning, "warning:", "bold yellow")
 
 
 def stream(*, stderr: bool) -> "Console":
@@ -102,7 +102,7 @@ def shown(text: str) -> str:
     return "".join(letter if letter.isprintable() else _escaped(letter) for letter in text)
 
 
-def _tell(text: str, label: str = "", style: str = "") -> None:
+def _write(text: str, label: str = "", style: str = "") -> None:
     if sys.stderr.isatty():
         from rich.markup import escape
 
@@ -110,9 +110,9 @@ def _tell(text: str, label: str = "", style: str = "") -> None:
         console = stream(stderr=True)
         with console.capture() as line:
             console.print(marked if label else text, markup=bool(label), soft_wrap=True)
-        sys.stderr.write(line.get())  # where a live bar listens, to move out of the way; a console writes past it
+        sys.stderr.write(line.get())  # a live progress bar takes this file's place; a console writes past it
         return
-    # A line break of ours goes on with two spaces; any other was in a name, and must not begin a line of the log.
+    # A line break of ours has two spaces after it; any other was in a name, and must not begin a line of the log.
     first, *more = (f"{label} {text}" if label else text).split("\n  ")
     stamp = datetime.now().astimezone().isoformat(timespec="seconds")
     sys.stderr.write("".join(f"{stamp} {shown(line)}\n" for line in (first, *(f"  {part}" for part in more))))

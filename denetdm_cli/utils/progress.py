@@ -1,10 +1,10 @@
-"""How long work on data tells what it is doing."""
+"""The protocol by which long work on data reports its progress."""
 
 from typing import Protocol
 
 
 class Reporter(Protocol):
-    """Who listens: the console, or a test."""
+    """Receiver of the reports: the console, or a test."""
 
     def info(self, line: str) -> None:
         """One line on what is done next, or on what was found."""
@@ -13,4 +13,4 @@ class Reporter(Protocol):
         """What does not stop the work but should be known; lines after the first begin with two spaces."""
 
     def advance(self, what: str, done: int, total: int) -> None:
-        """`done` of `total` steps of `what` are done; called at will, shown at a rate the listener chooses."""
+        """`done` of `total` steps of `what` are done; the receiver chooses how many of the calls it shows."""

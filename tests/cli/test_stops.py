@@ -125,7 +125,7 @@ class TestStops:
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", full)
             outcome = train()
-        refused(7, outcome, str(stopped), "No space left on device", "Make room", "the same command goes on")
+        refused(7, outcome, str(stopped), "No space left on device", "Make room", "the same command resumes")
         assert no_leftovers(stopped)
         assert not (stopped / "results.json").exists()
         if (stopped / "resume.safetensors").exists():
@@ -143,7 +143,7 @@ class TestStops:
             pytest.skip(f"cannot mount a small disk: {mounted.stderr.decode().strip()}")
         try:
             folder = disk / NAME / "seed0" / "train-poe"
-            refused(7, train("--out", disk), folder, "No space left on device", "the same command goes on")
+            refused(7, train("--out", disk), folder, "No space left on device", "the same command resumes")
             assert no_leftovers(disk)
             subprocess.run(["mount", "-o", "remount,size=60m", disk], check=True)
             assert train("--out", disk, "--resume", "must").code == 0
