@@ -288,7 +288,7 @@ def test_stage_2_refuses_what_stage_1_fixed(tiny_config: Config, tiny_dataset: S
     run = stages.run_path(tiny_config, tiny_dataset)
     other = changed(tiny_config, model__deep__depth=6, train_poe__epochs=9)
     with pytest.raises(
-        ConfigError, match=r"fixed when stage 1 was trained(.|\n)*model\.deep\.depth(.|\n)*train_poe\.epochs"
+        ConfigError, match=r"fixed when train-poe was trained(.|\n)*model\.deep\.depth(.|\n)*train_poe\.epochs"
     ):
         end(stages.train("distill", other, tiny_dataset, teacher_folder=finished_stage(run, "train-poe"), out=run))
     assert not (run / "distill").exists()
