@@ -57,7 +57,7 @@ EvaluateOption = Annotated[bool, typer.Option("--then-evaluate", help="Evaluate 
 
 
 def train(
-    method: Annotated[str, typer.Argument(help="Name of the method: erm, train-poe, distill.", metavar="METHOD")],
+    method: Annotated[str, typer.Argument(help="Name of the method, such as erm; a wrong name lists all.", metavar="METHOD")],
     dataset: DatasetOption = None,
     config_file: ConfigOption = None,
     settings: SetOption = None,
@@ -307,7 +307,8 @@ def _next_command(finished: Any, config: Any, dataset: Any) -> str:
 
     if METHODS[finished.results["stage"]].exports:
         return f"denetdm evaluate {common.shell_path(finished.folder)}"
-    images = len(dataset.splits["train"].target)
-    stage_1 = config.settings("train-poe").batch_size
-    smaller = f" --batch-size {stage_1}" if config.settings("distill").batch_size > images else ""
-    return f"denetdm distill {common.shell_path(finished.folder.parent)}{smaller}"
+    stage = finished.results["stage"]
+    follower = next(name for name, method in METHODS.items() if method.starts_from == stage)
+    too_large = config.settings(follower).batch_size > len(dataset.splits["train"].target)
+    smaller = f" --batch-size {config.settings(stage).batch_size}" if too_large else ""
+    return f"denetdm {follower} {common.shell_path(finished.folder.parent)}{smaller}"

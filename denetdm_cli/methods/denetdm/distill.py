@@ -16,7 +16,7 @@ from denetdm_cli.models.classifier import Classifier
 
 
 class DistillSettings(MethodSettings):
-    """Stage 2 (paper section 3.2)."""
+    """Defaults are those of Colored MNIST (paper, appendix; official code)."""
 
     selection_metric: Literal[
         "target.unbiased", "target.conflicting", "target.worst_group", "target.accuracy", "target.worst_class"

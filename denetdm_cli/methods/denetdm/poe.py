@@ -15,7 +15,7 @@ from denetdm_cli.methods.denetdm.models import ProductOfExperts
 
 
 class TrainPoeSettings(MethodSettings):
-    """Stage 1 (paper section 3.1)."""
+    """Defaults are those of Colored MNIST (paper, appendix; official code)."""
 
     weight_decay: float = Field(1e-3, ge=0, description="as torch.optim takes it")
     drop_last: bool = Field(True, description="leave out the last, incomplete batch of an epoch")
