@@ -1,4 +1,4 @@
-"""The commands that trade models with others: published weights, official files, exports, predictions."""
+"""The commands for models from and for other people: download-pretrained, convert, export, predict."""
 
 import shlex
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ Rule = Literal["last", "valid", "paper"]
 SelectOption = Annotated[
     Rule | None, typer.Option("--select", help="Of a run folder, the epoch of this selection rule.")
 ]
-ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there and differs.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace a file that differs.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -32,19 +32,19 @@ def register(app: typer.Typer) -> None:
 def download_pretrained(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="Names of models; --list shows them.", metavar="NAME", autocompletion=complete_models),
+        typer.Argument(help="Names of models; see --list.", metavar="NAME", autocompletion=complete_models),
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
-    known: Annotated[bool, typer.Option("--list", help="Show what is known, and what is here already.")] = False,
+    known: Annotated[bool, typer.Option("--list", help="List the models, and those already downloaded.")] = False,
     source: Annotated[
         Path | None, typer.Option("--from", help="A local file, folder or zip instead.", metavar="PATH")
     ] = None,
     url: Annotated[str | None, typer.Option(help="An http(s) address of the file, or a zip with it, instead.")] = None,
-    sha256: Annotated[str | None, typer.Option(help="The digest that the authors' file must have.")] = None,
-    folder: Annotated[Path, typer.Option(help="Where models go.", metavar="DIR")] = Path("pretrained"),
+    sha256: Annotated[str | None, typer.Option(help="Expected digest of the authors' file.")] = None,
+    folder: Annotated[Path, typer.Option(help="Folder of the models.", metavar="DIR")] = Path("pretrained"),
     force: Annotated[bool, typer.Option("--force", help="Fetch again, and replace what differs.")] = False,
 ) -> None:
-    """Fetch the authors' published models and make them checkpoints."""
+    """Fetch the authors' published models and convert them to checkpoints."""
     from denetdm_cli.cli import tables
     from denetdm_cli.hub import pretrained
 
@@ -79,14 +79,12 @@ def _wanted(names: list[str], *, every: bool) -> list[str]:
     if every and names:
         raise ConfigError("names are given, and --all", "Give one of them.")
     if not every and not names:
-        raise ConfigError("no model is named", "Give names, or --all; --list shows what there is.")
+        raise ConfigError("no model is named", "Give names, or --all; --list shows the names.")
     return [published.name for published in (PUBLISHED if every else dict.fromkeys(map(named, names)))]
 
 
 def convert(
-    file: Annotated[
-        Path, typer.Argument(help="A .th file of the official code, or a .safetensors checkpoint of ours.")
-    ],
+    file: Annotated[Path, typer.Argument(help="A .th file of the official code, or a .safetensors checkpoint.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The file to make.", metavar="FILE")] = None,
     to: Annotated[Literal["ours", "official"] | None, typer.Option(help="Default: from one to the other.")] = None,
     force: ForceOption = False,
@@ -117,7 +115,7 @@ def export(
     select: SelectOption = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
 ) -> None:
-    """Write the target model for people without this program: weights, ONNX, class names and a model card."""
+    """Write the target model for use without denetdm: weights, ONNX, class names and a model card."""
     from denetdm_cli.hub import export as exporting
     from denetdm_cli.results import score
 

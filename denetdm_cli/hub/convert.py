@@ -1,4 +1,4 @@
-"""Models of the official code to checkpoints of ours and back, as files; nothing in a file is ever run."""
+"""Conversion between model files of the official code and checkpoints; no code in a file is ever run."""
 
 import io
 import json
@@ -27,23 +27,23 @@ _NAMES: dict[Dataset, tuple[list[str], list[str]]] = {
     "corruptedcifar10": (list(CIFAR10_CLASSES), [f"corruption {value}" for value in range(10)]),
     "bffhq": (["young", "old"], ["gender 0", "gender 1"]),
 }
-"""Of the classes and the bias values. Which ten corruptions they were, a file of weights does not say."""
+"""Names of the classes and of the bias values. A file of weights does not name its corruptions."""
 
 
 def convert_to_ours(
     source: Path, destination: Path, *, origin: Mapping[str, str | int | None] | None = None, force: bool = False
 ) -> Official:
-    """Write a model of the official code as a checkpoint that `evaluate` takes.
+    """Convert a model file of the official code to a checkpoint.
 
-    A destination that holds the same already is left as it is.
+    A destination with the same content is left unchanged.
 
     Args:
-        source: a state dict, as torch.save wrote it.
+        source: a state dict written by torch.save.
         destination: the .safetensors file to make.
-        origin: what to say in its metadata of where the source came from.
+        origin: the origin of the source, for the metadata.
         force: replace a destination that differs.
     Returns:
-        What the file was recognised as.
+        The recognised kind of model.
     Raises:
         CheckpointError: the source is missing, damaged, holds more than tensors or is of another architecture, or the
             destination exists and differs.
@@ -58,16 +58,16 @@ def convert_to_ours(
 
 
 def convert_to_official(source: Path, destination: Path, *, force: bool = False) -> Official:
-    """Write a checkpoint of ours as a state dict that the official code loads with strict=True.
+    """Convert a checkpoint to a state dict that the official code loads with strict=True.
 
-    A destination that holds the same already is left as it is.
+    A destination with the same content is left unchanged.
 
     Args:
-        source: a .safetensors file of ours.
+        source: a .safetensors checkpoint.
         destination: the .th file to make.
         force: replace a destination that differs.
     Returns:
-        Which of the official models it is.
+        The kind of official model.
     Raises:
         CheckpointError: the source is missing, damaged or of another architecture than the official one, or the
             destination exists and differs.
@@ -76,7 +76,7 @@ def convert_to_official(source: Path, destination: Path, *, force: bool = False)
     kind = _kind_of(loaded, source)
     state = to_official(loaded.method.model.state_dict(), kind, str(source))
     if _to_write(source, destination, lambda: _is_official(destination, state), force=force):
-        buffer = io.BytesIO()  # torch.save would put the name of a temporary file into it
+        buffer = io.BytesIO()  # torch.save writes the name of its file into it
         torch.save(state, buffer)
         with atomic_file(destination) as temporary:
             temporary.write_bytes(buffer.getbuffer())
@@ -84,10 +84,10 @@ def convert_to_official(source: Path, destination: Path, *, force: bool = False)
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """The state dict of a file that torch.save wrote.
+    """The state dict in a file written by torch.save.
 
     Raises:
-        CheckpointError: as `read_state_dict`, or it is a safetensors file.
+        CheckpointError: as `read_state_dict`, or the file is a safetensors file.
     """
     if is_safetensors(path):
         raise CheckpointError(
@@ -98,7 +98,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _notes(state: Mapping[str, Tensor]) -> dict[str, str]:
-    """What the conversion changed or added."""
+    """The changes of the conversion, for the metadata."""
     stored = sorted({str(t.dtype).removeprefix("torch.") for t in state.values() if t.is_floating_point()})
     notes = {} if stored == ["float32"] else {"stored_as": ", ".join(stored)}
     if any(name.endswith(".running_mean") for name in state) and not any("num_batches" in name for name in state):
@@ -107,7 +107,7 @@ def _notes(state: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def _metadata(kind: Official, source: Mapping[str, str | int | None]) -> dict[str, Any]:
-    """What a converted checkpoint says of itself. What the file does not say is None; no time of day."""
+    """The metadata of a converted checkpoint. Values that the file does not hold are None; there is no time of day."""
     config = _preset(kind)
     stage_1 = provenance("paper", config.settings("train-poe").selection_metric, None)
     distilled, metric = kind.stage == "distill", config.settings("distill").selection_metric
@@ -140,7 +140,7 @@ def _metadata(kind: Official, source: Mapping[str, str | int | None]) -> dict[st
         "start_weights": {},
         "source": {
             **source,
-            "config": f"of the preset {kind.dataset}; the file itself says nothing but the networks",
+            "config": f"of the preset {kind.dataset}; the file holds the networks alone",
             "converted_by": f"denetdm {__version__}",
         },
         "config": config.model_dump(mode="json"),
@@ -148,16 +148,16 @@ def _metadata(kind: Official, source: Mapping[str, str | int | None]) -> dict[st
 
 
 def _preset(kind: Official) -> Config:
-    """The shipped configuration of a data set, with the networks that the official code builds."""
+    """The preset of a data set, with the networks of the official code."""
     config = load_config(preset_path(kind.dataset), ["selection=paper"])
     return config.model_copy(update={"model": ARCHITECTURES[kind.dataset].model})
 
 
 def _kind_of(loaded: checkpoint.LoadedMethod, path: Path) -> Official:
-    """Which official model one of ours is.
+    """The kind of official model that a checkpoint equals.
 
     Raises:
-        CheckpointError: names the settings in which it differs from the nearest.
+        CheckpointError: it equals none; the message names the settings that differ from the nearest.
     """
     kinds = [kind for kind in KINDS if kind.stage == loaded.metadata["stage"]]
     found = {kind: _different_settings(loaded, kind) for kind in kinds}
@@ -165,7 +165,7 @@ def _kind_of(loaded: checkpoint.LoadedMethod, path: Path) -> Official:
     if different := found[nearest]:
         more = f"; and {len(different) - _SETTINGS_SHOWN} more" if len(different) > _SETTINGS_SHOWN else ""
         raise CheckpointError(
-            f"{path} is not what the official code builds; it differs from {nearest}: "
+            f"{path} is no model of the official code; it differs from {nearest}: "
             + "; ".join(different[:_SETTINGS_SHOWN])
             + more,
             "The official code has one network a data set. Train one with its settings (denetdm configs show "
@@ -175,7 +175,7 @@ def _kind_of(loaded: checkpoint.LoadedMethod, path: Path) -> Official:
 
 
 def _different_settings(loaded: checkpoint.LoadedMethod, kind: Official) -> list[str]:
-    """What the official code would build or feed otherwise: networks, images, classes."""
+    """The settings of networks, images and classes that differ from the official code."""
     branches = ("shallow", "deep") if kind.stage == "train-poe" else ("deep", "target")
     keys = (*(f"model.{branch}." for branch in branches), "data.mean", "data.std")
     different = [
@@ -194,10 +194,10 @@ def _different_settings(loaded: checkpoint.LoadedMethod, kind: Official) -> list
 
 
 def _to_write(source: Path, destination: Path, same: Callable[[], bool], *, force: bool) -> bool:
-    """Whether there is anything left to write.
+    """Whether the destination must be written.
 
     Raises:
-        CheckpointError: the destination must not be written.
+        CheckpointError: the destination is a folder, is the source, or differs and `force` is not given.
     """
     if destination.is_dir():
         raise CheckpointError(f"{destination} is a folder", "Give the path of a file with -o.")
@@ -215,16 +215,16 @@ def _to_write(source: Path, destination: Path, same: Callable[[], bool], *, forc
 
 
 def _is_ours(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> bool:
-    """Whether a file is what `checkpoint.save` would write, by whichever version of this program."""
+    """Whether a file equals the output of `checkpoint.save`, of any version of denetdm."""
     try:
-        found, said = checkpoint.load(path)
+        found, kept = checkpoint.load(path)
     except CheckpointError:
         return False
-    said.pop("format_version")
-    return _equal(found, tensors) and _lasting(said) == _lasting(json.loads(json.dumps(metadata)))
+    kept.pop("format_version")
+    return _equal(found, tensors) and _without_version(kept) == _without_version(json.loads(json.dumps(metadata)))
 
 
-def _lasting(metadata: Mapping[str, Any]) -> dict[str, Any]:
+def _without_version(metadata: Mapping[str, Any]) -> dict[str, Any]:
     source = metadata.get("source")
     kept = {key: value for key, value in source.items() if key != "converted_by"} if isinstance(source, dict) else None
     return {**metadata, "source": kept}

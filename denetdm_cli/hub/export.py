@@ -1,4 +1,4 @@
-"""The target model in a folder for people without this program: weights, ONNX, what images it takes, a model card."""
+"""Export of a checkpoint as a folder that needs no denetdm: weights, ONNX, input description, model card."""
 
 import contextlib
 import importlib
@@ -42,60 +42,60 @@ _LARGE = 1_900_000_000
 
 
 def export(checkpoint_path: Path, out: Path, *, onnx: bool, force: bool = False, reporter: Reporter) -> list[Path]:
-    """Write the target model of a checkpoint as a folder that needs nothing of this program; whole or not at all.
+    """Write the reported network of a checkpoint as a folder that needs no denetdm; whole or not at all.
 
-    Where the same was written there already, it is left as it is.
+    The same export in the same folder is left unchanged.
 
     Args:
-        checkpoint_path: of stage 2.
+        checkpoint_path: the checkpoint.
         out: the folder to make.
         onnx: write an ONNX file too.
         force: replace an earlier export. A folder that holds anything else is never replaced.
-        reporter: told what takes time, and what the network is.
+        reporter: receives slow steps and the description of the network.
     Returns:
         The files, by name.
     Raises:
-        CheckpointError: the checkpoint is missing, damaged, of stage 1, or its outputs are not finite; or what is at
-            `out` is something else.
-        ConfigError: the network or this installation cannot be turned into ONNX.
-        OSError: the disk may not be written; nothing half-written stays.
+        CheckpointError: the checkpoint is missing, damaged, of a method that exports nothing, or its outputs are not
+            finite; or `out` is no export.
+        ConfigError: PyTorch cannot turn the network into ONNX, or the packages for it are missing.
+        OSError: the disk cannot be written; nothing half-written stays.
     """
     place = out.resolve()
-    earlier = _earlier(place, out)
+    earlier = _earlier_export(place, out)
     runtime = _onnx_runtime() if onnx else None
-    shipped = load_target_checkpoint(checkpoint_path, torch.device("cpu"))
-    network = portable(shipped.model, shipped.config.model.target, shipped.image_shape)
-    _require_same(shipped, network)
+    target = load_target_checkpoint(checkpoint_path, torch.device("cpu"))
+    network = portable(target.model.network, target.model.head, target.branch_config, target.image_shape)
+    _require_same(target, network)
     digest = sha256(checkpoint_path)
     if earlier and not force:
-        if not _is_that_of(earlier, place, digest, onnx=onnx):
+        if not _is_export_of(earlier, place, digest, onnx=onnx):
             raise CheckpointError(
                 f"{out} holds another export", "Name another folder with -o, or replace it with --force."
             )
         reporter.info(f"{out} holds this export already; nothing was written")
         return [out / path.name for path in sorted(place.iterdir())]
     with made_folder(place.parent), atomic_folder(place, replace=place.exists()) as folder:
-        _write_weights(folder / WEIGHTS, network.module, shipped.config.model.target.name)
+        _write_weights(folder / WEIGHTS, network.module, target.branch_config.name)
         for name, text in network.files.items():
             (folder / name).write_text(text, encoding="utf-8")
         if runtime is not None:
             reporter.info("writing model.onnx and checking it; that can take a minute")
-            _write_onnx(folder / ONNX, shipped, network.module, runtime)
-        (folder / CONFIG).write_text(_config(shipped, network, folder, digest), encoding="utf-8")
-        (folder / CARD).write_text(_card(shipped, network, digest, onnx=onnx), encoding="utf-8")
+            _write_onnx(folder / ONNX, target, network.module, runtime)
+        (folder / CONFIG).write_text(_config(target, network, folder, digest), encoding="utf-8")
+        (folder / CARD).write_text(_card(target, network, digest, onnx=onnx), encoding="utf-8")
         names = sorted(path.name for path in folder.iterdir())
     reporter.info(f"{WEIGHTS} holds {network.description}")
     return [out / name for name in names]
 
 
-def _earlier(place: Path, out: Path) -> dict[str, Any]:
-    """The config.json of the export that is in a folder; empty where nothing is in it.
+def _earlier_export(place: Path, out: Path) -> dict[str, Any]:
+    """The config.json of the export in a folder; empty where the folder is.
 
     Args:
         place: the folder, with links followed.
-        out: as the user calls it.
+        out: the folder as the user gave it.
     Raises:
-        CheckpointError: something is there that must stay.
+        CheckpointError: the folder holds something else.
     """
     if place.exists() and not place.is_dir():
         raise CheckpointError(f"{out} is a file", "Give the path of a folder with -o.")
@@ -121,25 +121,22 @@ def _earlier(place: Path, out: Path) -> dict[str, Any]:
     return found
 
 
-def _is_that_of(earlier: dict[str, Any], place: Path, digest: str, *, onnx: bool) -> bool:
-    """Whether an export is that of a checkpoint, by whichever version of this program, and its weights are unchanged.
-
-    The card may have been edited.
-    """
+def _is_export_of(earlier: dict[str, Any], place: Path, digest: str, *, onnx: bool) -> bool:
+    """Whether an earlier export, of any version of denetdm, is of this checkpoint and unchanged but for the card."""
     kept = {path.name: {"sha256": sha256(path)} for path in place.iterdir() if path.name not in (CONFIG, CARD)}
     source, files = earlier.get("source"), earlier.get("files")
     same = isinstance(source, dict) and source.get("sha256") == digest and (ONNX in kept) == onnx
     return same and files == kept and (place / CARD).is_file()
 
 
-def _require_same(shipped: TargetCheckpoint, network: Portable) -> None:
-    """Refuse a checkpoint whose exported network would not give its logits."""
-    x = Normalisation(shipped.config.data, shipped.device)(_pixels(shipped, 2))
+def _require_same(target: TargetCheckpoint, network: Portable) -> None:
+    """Refuse a checkpoint whose exported network gives other logits."""
+    x = Normalisation(target.config.data, target.device)(_pixels(target, 2))
     with torch.inference_mode():
-        expected, found = shipped.model(x), network.module(x)
+        expected, found = target.model(x), network.module(x)
     if not expected.isfinite().all():
         raise CheckpointError(
-            f"{shipped.path}: the outputs of the model are not finite numbers", "Give a checkpoint of another epoch."
+            f"{target.path}: the outputs of the model are not finite numbers", "Give a checkpoint of another epoch."
         )
     _require_close(found, expected, _TOLERANCE, "the exported network")
 
@@ -155,14 +152,14 @@ def _require_close(found: Tensor, expected: Tensor, tolerance: float, what: str)
         )
 
 
-def _pixels(shipped: TargetCheckpoint, count: int) -> Tensor:
+def _pixels(target: TargetCheckpoint, count: int) -> Tensor:
     """Random images (count, C, H, W) uint8, the same every time."""
-    size = (count, *shipped.image_shape)
+    size = (count, *target.image_shape)
     return torch.randint(256, size, dtype=torch.uint8, generator=generator(0, "export", count))
 
 
 def _write_weights(path: Path, module: nn.Module, architecture: str) -> None:
-    """Write a state dict as safetensors; equal ones are equal bytes, though the library shuffles its metadata."""
+    """Write a state dict as safetensors, with sorted metadata, so that equal state dicts give equal bytes."""
     tensors = {name: tensor.detach().contiguous() for name, tensor in module.state_dict().items()}
     content = serialize(tensors, metadata={"format": "pt", "architecture": architecture})
     start = 8 + int.from_bytes(content[:8], "little")
@@ -175,33 +172,28 @@ def _write_weights(path: Path, module: nn.Module, architecture: str) -> None:
         file.write(memoryview(content)[start:])
 
 
-def _card(shipped: TargetCheckpoint, network: Portable, digest: str, *, onnx: bool) -> str:
+def _card(target: TargetCheckpoint, network: Portable, digest: str, *, onnx: bool) -> str:
     try:
-        return model_card(shipped, network, digest, onnx=onnx)
-    except (
-        LookupError,
-        TypeError,
-        AttributeError,
-        ValueError,
-    ) as error:  # the model's own part is checked, this is not
+        return model_card(target, network, digest, onnx=onnx)
+    except (LookupError, TypeError, AttributeError, ValueError) as error:  # this part of the metadata is not validated
         raise CheckpointError(
-            f"{shipped.path} does not describe its training and results as denetdm does: {error!r}",
+            f"{target.path} does not describe its training and results as denetdm does: {error!r}",
             "Give an unaltered checkpoint made by denetdm.",
         ) from None
 
 
-def _config(shipped: TargetCheckpoint, network: Portable, folder: Path, digest: str) -> str:
-    """What a program must know to use the files; paths of this machine are not in it."""
-    channels, height, width = shipped.image_shape
-    data, resizing, onnx = shipped.config.data, shipped.resizing, (folder / ONNX).exists()
+def _config(target: TargetCheckpoint, network: Portable, folder: Path, digest: str) -> str:
+    """The text of config.json, without paths of this machine."""
+    channels, height, width = target.image_shape
+    data, resizing, onnx = target.config.data, target.resizing, (folder / ONNX).exists()
     tools = ("torchvision", "safetensors", *(_EXTRA if onnx else ()))
     described: dict[str, Any] = {
         "format": _FORMAT,
         "format_version": 1,
-        "architecture": shipped.config.model.target.name,
+        "architecture": target.branch_config.name,
         "description": network.description,
         "stock_architecture": network.is_stock,
-        "class_names": shipped.class_names,
+        "class_names": target.class_names,
         "input": {
             "channels": channels,
             "height": height,
@@ -221,14 +213,14 @@ def _config(shipped: TargetCheckpoint, network: Portable, folder: Path, digest: 
         "output": "logits, one a class; their softmax are probabilities",
         "files": {path.name: {"sha256": sha256(path)} for path in sorted(folder.iterdir())},
         "onnx": {"input": "images", "output": "logits", "normalisation": "inside"} if onnx else None,
-        "source": {"file": shipped.path.name, "sha256": digest},
+        "source": {"file": target.path.name, "sha256": digest},
         "versions": versions() | {name: importlib.import_module(name).__version__ for name in tools},
     }
     return json.dumps(described, indent=2, ensure_ascii=False) + "\n"
 
 
 class _WithNormalisation(nn.Module):
-    """The network behind the normalisation, for images (B, C, H, W) float32 from 0 to 1."""
+    """Normalisation, then the network, for images (B, C, H, W) float32 from 0 to 1."""
 
     mean: Tensor
     std: Tensor
@@ -249,7 +241,7 @@ class _WithNormalisation(nn.Module):
 
 
 def _onnx_runtime() -> Any:
-    """The module onnxruntime, once all that writing ONNX needs is there.
+    """The module onnxruntime, if all packages for ONNX are installed.
 
     Raises:
         ConfigError: the optional packages are not installed.
@@ -264,15 +256,15 @@ def _onnx_runtime() -> Any:
     return runtime
 
 
-def _write_onnx(path: Path, shipped: TargetCheckpoint, network: nn.Module, runtime: Any) -> None:
-    """Write the network with its normalisation, and check the file against the checkpoint's model.
+def _write_onnx(path: Path, target: TargetCheckpoint, network: nn.Module, runtime: Any) -> None:
+    """Write the network with its normalisation, and compare the logits of the file with the checkpoint's.
 
     Raises:
         ConfigError: PyTorch cannot turn this network into ONNX.
         CheckpointError: the file gives other logits.
     """
-    module = _WithNormalisation(network, shipped.config.data).eval()
-    example = torch.zeros(2, *shipped.image_shape)
+    module = _WithNormalisation(network, target.config.data).eval()
+    example = torch.zeros(2, *target.image_shape)
     try:
         with _silence():
             program: Any = torch.onnx.export(
@@ -284,23 +276,23 @@ def _write_onnx(path: Path, shipped: TargetCheckpoint, network: nn.Module, runti
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
                 verbose=False,
             )
-            _describe(program, shipped)
+            _describe(program, target)
             program.save(path, external_data=_size(network) > _LARGE)
             session = _session(path, runtime)
     except OSError:
         raise
-    except Exception as error:  # whatever torch.export, onnxscript and onnxruntime come to
+    except Exception as error:  # any of torch.export, onnxscript and onnxruntime
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(
-            f"{shipped.config.model.target.name} could not be turned into ONNX by torch {torch.__version__}: {reason}",
+            f"{target.branch_config.name} could not be turned into ONNX by torch {torch.__version__}: {reason}",
             "Leave out --onnx, or try another version of torch and onnxscript.",
         ) from None
     for count in _BATCHES_TRIED:
-        pixels = _pixels(shipped, count)
+        pixels = _pixels(target, count)
         images = pixels.numpy().astype(np.float32) / np.float32(255)
         found = torch.from_numpy(session.run(["logits"], {"images": images})[0])
         with torch.inference_mode():
-            expected = shipped.model(Normalisation(shipped.config.data, shipped.device)(pixels))
+            expected = target.model(Normalisation(target.config.data, target.device)(pixels))
         _require_close(found, expected, _ONNX_TOLERANCE, f"{ONNX} with onnxruntime, for {count} images,")
 
 
@@ -311,11 +303,8 @@ def _session(path: Path, runtime: Any) -> Any:
     return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def _describe(program: Any, shipped: TargetCheckpoint) -> None:
-    """Put into an ONNX program what its images and classes are, and take out notes on how PyTorch made it.
-
-    Those notes hold paths of this machine.
-    """
+def _describe(program: Any, target: TargetCheckpoint) -> None:
+    """Add images and classes to the metadata of an ONNX program, and remove PyTorch's, which holds local paths."""
     model = program.model
     nodes = list(model.graph.all_nodes())
     values = [*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()]
@@ -323,8 +312,8 @@ def _describe(program: Any, shipped: TargetCheckpoint) -> None:
         part.metadata_props.clear()
     model.metadata_props.update(
         {
-            "architecture": shipped.config.model.target.name,
-            "class_names": json.dumps(shipped.class_names),
+            "architecture": target.branch_config.name,
+            "class_names": json.dumps(target.class_names),
             "images": "RGB from 0 to 1; the normalisation is inside",
         }
     )
@@ -336,7 +325,7 @@ def _size(module: nn.Module) -> int:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Keep what others write about their work away from stdout and stderr."""
+    """Suppress logs, warnings and output of other libraries."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -215,7 +215,7 @@ def _refuse_page(request: FetchRequest, fetched: FetchedFile, wrong: type[UserEr
     if not start:
         raise wrong(f"{fetched.shown} is empty", request.remedy)
     if _PAGE.match(start):
-        quota = "; it says that too many have downloaded the file; try again in a day" if _QUOTA.search(start) else ""
+        quota = "; its download quota is used up; try again in a day" if _QUOTA.search(start) else ""
         raise wrong(f"{fetched.shown} is a web page, not a model{quota}", request.remedy)
 
 
@@ -236,5 +236,5 @@ def _out_of_zip(request: FetchRequest, fetched: FetchedFile, scratch: Path) -> F
                 destination.write_bytes(members[name]())
     except UnusableError as error:
         why = str(error).replace(f"{_COPY} ", "it ").replace(f"{_COPY}/", "")
-        raise CheckpointError(f"nothing was taken from {fetched.shown}: {why}", request.remedy) from None
+        raise CheckpointError(f"{fetched.shown} was not unpacked: {why}", request.remedy) from None
     return FetchedFile(destination, f"{name} in {fetched.shown}", f"{fetched.source} {name}")

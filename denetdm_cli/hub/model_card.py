@@ -1,4 +1,4 @@
-"""The README.md of an exported model: a model card as Hugging Face reads it."""
+"""The README.md of an exported model: a model card in the form of Hugging Face."""
 
 import html
 import re
@@ -13,6 +13,8 @@ from denetdm_cli.evaluation.metrics import METRICS
 from denetdm_cli.evaluation.selection import selection_note
 from denetdm_cli.hub.portable import Portable
 from denetdm_cli.hub.target import Resizing, TargetCheckpoint
+from denetdm_cli.methods import METHODS
+from denetdm_cli.methods.base import Method
 from denetdm_cli.training.pipeline import methods_up_to
 
 _METRIC_NAMES = {
@@ -23,33 +25,34 @@ _METRIC_NAMES = {
     "worst_group": "Accuracy of the worst group",
     "worst_class": "Accuracy of the worst class",
 }
-_PAPER = "[DeNetDM](https://arxiv.org/abs/2403.19863) (Sreelatha et al., NeurIPS 2024)"
+_LINKS = {"DeNetDM": "[DeNetDM](https://arxiv.org/abs/2403.19863) (Sreelatha et al., NeurIPS 2024)"}
+"""Papers of methods, by the name in their titles."""
 
 
-def model_card(shipped: TargetCheckpoint, network: Portable, digest: str, *, onnx: bool) -> str:
+def model_card(target: TargetCheckpoint, network: Portable, digest: str, *, onnx: bool) -> str:
     """The text of the card.
 
     Args:
-        shipped: the model.
-        network: what is exported of it.
+        target: the checkpoint.
+        network: its exported network.
         digest: SHA-256 of the checkpoint.
-        onnx: whether model.onnx is beside the card.
+        onnx: whether model.onnx is part of the export.
     """
     sections = (
-        _front_matter(shipped, onnx=onnx),
-        _introduction(shipped, network),
-        _loading(shipped, network, onnx=onnx),
-        _images(shipped),
-        _training(shipped),
-        _results(shipped),
-        _limits(shipped),
-        _origin(shipped, digest),
+        _front_matter(target, onnx=onnx),
+        _introduction(target, network),
+        _loading(target, network, onnx=onnx),
+        _images(target),
+        _training(target),
+        _results(target),
+        _limits(target),
+        _origin(target, digest),
     )
     return "\n\n".join("\n".join(lines) for lines in sections) + "\n"
 
 
-def _front_matter(shipped: TargetCheckpoint, *, onnx: bool) -> list[str]:
-    architecture, dataset = shipped.config.model.target.name, _data_name(shipped)
+def _front_matter(target: TargetCheckpoint, *, onnx: bool) -> list[str]:
+    architecture, dataset = target.branch_config.name, _data_name(target)
     tags = ["image-classification", "debiasing", "denetdm", "pytorch", "safetensors", *(["onnx"] if onnx else [])]
     fields: dict[str, Any] = {
         "license": "unknown",
@@ -57,15 +60,15 @@ def _front_matter(shipped: TargetCheckpoint, *, onnx: bool) -> list[str]:
         "pipeline_tag": "image-classification",
         "tags": tags,
     }
-    metrics = _metrics(shipped)
-    on_test = " (selected on test data)" if shipped.metadata["selection"]["selected_on_test_data"] else ""
+    metrics = _metrics(target)
+    on_test = " (selected on test data)" if target.metadata["selection"]["selected_on_test_data"] else ""
     found = [
         {"type": "accuracy", "name": _METRIC_NAMES[name] + on_test, "value": metrics[name]}
-        for name in sorted(METRICS, key=lambda name: name != shipped.metadata["reported_metric"])
+        for name in sorted(METRICS, key=lambda name: name != target.metadata["reported_metric"])
         if metrics.get(name) is not None
     ]
-    if found:  # the Hub refuses a model-index without figures
-        split = shipped.metadata["dataset"]["evaluation_split"]
+    if found:  # the Hub refuses a model-index without metrics
+        split = target.metadata["dataset"]["evaluation_split"]
         result = {
             "task": {"type": "image-classification"},
             "dataset": {"type": _slug(dataset), "name": dataset, "split": split},
@@ -75,27 +78,26 @@ def _front_matter(shipped: TargetCheckpoint, *, onnx: bool) -> list[str]:
     return ["---", yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=1000).rstrip(), "---"]
 
 
-def _introduction(shipped: TargetCheckpoint, network: Portable) -> Iterator[str]:
-    names = shipped.class_names
-    yield f"# {_text(shipped.config.model.target.name)} for {_text(_data_name(shipped))}, debiased with DeNetDM"
+def _introduction(target: TargetCheckpoint, network: Portable) -> Iterator[str]:
+    names = target.class_names
+    yield f"# {_text(target.branch_config.name)} for {_text(_data_name(target))}, trained with {target.method.name}"
     yield ""
     yield f"An image classifier for {len(names)} classes: {', '.join(map(_text, names))}."
-    yield f"It was trained with {_PAPER} so that it does not lean on a shortcut in its training images."
-    yield "Training used no bias labels."
+    yield f"Training used {'' if any(kind.needs_bias for kind in _methods(target)) else 'no '}bias labels."
     yield ""
     stock = "" if network.is_stock else " No library has this architecture as it is; the code below builds it."
     yield f"`model.safetensors` holds {network.description}.{stock}"
-    yield "`config.json` says what images it takes and what the classes are called."
+    yield "`config.json` describes its images and names its classes."
 
 
-def _loading(shipped: TargetCheckpoint, network: Portable, *, onnx: bool) -> Iterator[str]:
-    channels, height, width = shipped.image_shape
+def _loading(target: TargetCheckpoint, network: Portable, *, onnx: bool) -> Iterator[str]:
+    channels, height, width = target.image_shape
     yield "## How to load it"
     yield ""
     yield "With PyTorch, torchvision and safetensors, in the folder of the files:"
     yield ""
     yield from ("```python", *_imports(network), "", *network.code.splitlines(), *network.load.splitlines())
-    yield from ("model.eval()", "", *_preparation(shipped), "")
+    yield from ("model.eval()", "", *_preparation(target), "")
     yield from (
         'image = ImageOps.exif_transpose(Image.open("image.jpg"))',
         'if image.mode.startswith("I"):  # 16-bit grey: the high byte',
@@ -130,8 +132,8 @@ def _imports(network: Portable) -> Iterator[str]:
     yield f"from torchvision import {'models, ' if 'models.' in code else ''}transforms"
 
 
-def _preparation(shipped: TargetCheckpoint) -> Iterator[str]:
-    resizing, data = shipped.resizing, shipped.config.data
+def _preparation(target: TargetCheckpoint) -> Iterator[str]:
+    resizing, data = target.resizing, target.config.data
     yield "prepare = transforms.Compose("
     yield "    ["
     if resizing.fit == "crop":
@@ -146,8 +148,8 @@ def _preparation(shipped: TargetCheckpoint) -> Iterator[str]:
     yield ")"
 
 
-def _images(shipped: TargetCheckpoint) -> list[str]:
-    resizing, data = shipped.resizing, shipped.config.data
+def _images(target: TargetCheckpoint) -> list[str]:
+    resizing, data = target.resizing, target.config.data
     size = f"{resizing.width} by {resizing.height} pixels"
     normalised = "pixel / 255" if data.mean is None else f"(pixel / 255 - {data.mean}) / {data.std} for R, G and B"
     return [
@@ -159,31 +161,28 @@ def _images(shipped: TargetCheckpoint) -> list[str]:
 
 
 def resizing_note(resizing: Resizing) -> str:
-    """In words: how an image comes to the size of the model."""
+    """A sentence on how an image is resized for the model."""
     if resizing.fit == "crop":
-        how = "The shorter side is brought to that size and the middle cut out"
+        how = "The shorter side is resized to that size and the middle is cut out"
     else:
         how = "An image of another size is stretched to it"
     known = {
         True: ", as the training images were",
         False: "; the training images had it from the start",
-        None: "; what was done with the training images is not known",
+        None: "; whether the training images were resized so is not known",
     }
     return f"{how} (bilinear, with antialiasing){known[resizing.in_training]}."
 
 
-def _training(shipped: TargetCheckpoint) -> Iterator[str]:
-    metadata, config, data = shipped.metadata, shipped.config, shipped.metadata["dataset"]
+def _training(target: TargetCheckpoint) -> Iterator[str]:
+    metadata, config, data = target.metadata, target.config, target.metadata["dataset"]
     yield "## Training"
     yield ""
-    taught = ", taught by the shallow one" if getattr(config.settings("distill"), "w_dist", 0) else ""
-    yield (
-        f"- Method: {_PAPER}. Stage 1 trains a shallow branch ({_branch(config.model.shallow)}) and a deep one "
-        f"({_branch(config.model.deep)}) as a product of experts: the deep one takes the shortcut. Stage 2 trains "
-        f"this model ({_branch(config.model.target)}) beside the frozen deep branch{taught}."
-    )
-    digest, count = _or_unknown(data["digest"]), len(shipped.class_names)
-    yield f"- Data: {_text(_data_name(shipped))}, {count} classes; digest {digest}."
+    for kind in _methods(target):
+        branches = ", ".join(f"{name}: {_branch(getattr(config.model, name))}" for name in kind.branches)
+        yield f"- Method `{kind.name}` ({branches}). {_linked(kind.title)}"
+    digest, count = _or_unknown(data["digest"]), len(target.class_names)
+    yield f"- Data: {_text(_data_name(target))}, {count} classes; digest {digest}."
     if isinstance(data.get("recipe"), dict):
         recipe = ", ".join(f"{_text(key)} {_text(value)}" for key, value in data["recipe"].items())
         yield f"- Recipe of the data: {recipe}."
@@ -191,9 +190,9 @@ def _training(shipped: TargetCheckpoint) -> Iterator[str]:
     if metadata.get("source") is not None:
         yield "- Settings: not known; the model was converted from a file that holds the networks alone."
     else:
-        for name in methods_up_to(metadata["stage"]):
-            values = config.settings(name).model_dump(exclude={"selection_metric", "teacher"}).items()
-            yield f"- Settings of {name}: {', '.join(f'{key} {value}' for key, value in values)}."
+        for kind in _methods(target):
+            values = config.settings(kind.name).model_dump(exclude={"selection_metric", "teacher"}).items()
+            yield f"- Settings of {kind.name}: {', '.join(f'{key} {value}' for key, value in values)}."
         teacher = (metadata.get("teacher") or {}).get("epoch")
         taken = "" if teacher is None else f", from a teacher of epoch {teacher}"
         yield f"- Epoch: {metadata['epoch']}{taken}."
@@ -202,8 +201,8 @@ def _training(shipped: TargetCheckpoint) -> Iterator[str]:
             yield f"- The {_text(branch)} branch started from {file} (SHA-256 {digest})."
 
 
-def _results(shipped: TargetCheckpoint) -> Iterator[str]:
-    metrics, metadata = _metrics(shipped), shipped.metadata
+def _results(target: TargetCheckpoint) -> Iterator[str]:
+    metrics, metadata = _metrics(target), target.metadata
     yield "## Results"
     yield ""
     if not metrics:
@@ -213,7 +212,7 @@ def _results(shipped: TargetCheckpoint) -> Iterator[str]:
     yield f"Accuracy in %, measured on the {reported_on} part of `{_text(metadata['dataset']['evaluation_split'])}/`."
     yield selection_note(metadata["selection"])
     yield ""
-    yield from _table(["figure", "%"], ([_METRIC_NAMES[name], _figure(shipped, name)] for name in METRICS))
+    yield from _table(["figure", "%"], ([_METRIC_NAMES[name], _figure(target, name)] for name in METRICS))
     yield ""
     groups = metrics.get("groups")
     if groups is None:
@@ -221,7 +220,7 @@ def _results(shipped: TargetCheckpoint) -> Iterator[str]:
         return
     yield "By group (rows: class, columns: value of the bias attribute):"
     yield ""
-    rows = ([_text(name), *map(_percent, row)] for name, row in zip(shipped.class_names, groups, strict=False))
+    rows = ([_text(name), *map(_percent, row)] for name, row in zip(target.class_names, groups, strict=False))
     yield from _table(["class", *map(_text, metadata["dataset"]["bias_names"])], rows)
     empty = sum(share is None for row in groups for share in row)
     if empty:
@@ -229,8 +228,8 @@ def _results(shipped: TargetCheckpoint) -> Iterator[str]:
         yield f"{empty} of {sum(map(len, groups))} groups have no image there (-); no mean counts them."
 
 
-def _limits(shipped: TargetCheckpoint) -> Iterator[str]:
-    metrics = _metrics(shipped)
+def _limits(target: TargetCheckpoint) -> Iterator[str]:
+    metrics = _metrics(target)
     aligned, conflicting = metrics.get("aligned"), metrics.get("conflicting")
     yield "## Limits"
     yield ""
@@ -244,32 +243,43 @@ def _limits(shipped: TargetCheckpoint) -> Iterator[str]:
         yield "- Shortcuts that the bias labels of the evaluation images do not name were not measured."
     else:
         yield "- Whether it leans on a shortcut was not measured here."
-    if shipped.metadata["selection"]["selected_on_test_data"]:
+    if target.metadata["selection"]["selected_on_test_data"]:
         yield "- An epoch was picked by its result on test images, so figures on them are too good for a test."
     yield "- No licence is stated. Those of the training images and of the start weights may bind whoever uses it."
 
 
-def _origin(shipped: TargetCheckpoint, digest: str) -> Iterator[str]:
+def _origin(target: TargetCheckpoint, digest: str) -> Iterator[str]:
     yield "## Origin"
     yield ""
-    yield f"Exported by denetdm {__version__} from `{_text(shipped.path.name)}`, SHA-256 `{digest}`."
-    source = shipped.metadata.get("source")
+    yield f"Exported by denetdm {__version__} from `{_text(target.path.name)}`, SHA-256 `{digest}`."
+    source = target.metadata.get("source")
     if isinstance(source, dict):
         said = ", ".join(f"{_text(key)}: {_text(value)}" for key, value in source.items())
         yield f"That was converted from a file of the official code ({said})."
-    elif versions := shipped.metadata["versions"]:
+    elif versions := target.metadata["versions"]:
         yield f"Trained with {', '.join(f'{_text(name)} {_text(version)}' for name, version in versions.items())}."
 
 
-def _metrics(shipped: TargetCheckpoint) -> Mapping[str, Any]:
-    """What was measured of the target model when it was trained; empty where nothing was."""
-    metrics: Mapping[str, Any] = (shipped.metadata.get("metrics") or {}).get("target") or {}
+def _methods(target: TargetCheckpoint) -> list[type[Method]]:
+    """The methods of the training, in their order."""
+    return [METHODS[name] for name in methods_up_to(target.method.name)]
+
+
+def _linked(title: str) -> str:
+    for name, link in _LINKS.items():
+        title = title.replace(name, link)
+    return title
+
+
+def _metrics(target: TargetCheckpoint) -> Mapping[str, Any]:
+    """The metrics of the network at the end of its training; empty where nothing was measured."""
+    metrics: Mapping[str, Any] = (target.metadata.get("metrics") or {}).get(target.predictor) or {}
     return metrics
 
 
-def _figure(shipped: TargetCheckpoint, name: str) -> str:
-    """A figure of the target model in per cent; of the worst ones also which group or class it is."""
-    metrics, facts = _metrics(shipped), shipped.metadata["dataset"]
+def _figure(target: TargetCheckpoint, name: str) -> str:
+    """A metric in per cent; for the worst group and class also its name."""
+    metrics, facts = _metrics(target), target.metadata["dataset"]
     share, which = metrics.get(name), metrics.get(f"{name}_of")
     if share is None or which is None:
         return _percent(share)
@@ -284,8 +294,8 @@ def _figure(shipped: TargetCheckpoint, name: str) -> str:
     return f"{_percent(share)} ({', '.join(map(_text, names))})"
 
 
-def _data_name(shipped: TargetCheckpoint) -> str:
-    return str(shipped.metadata["dataset"].get("name") or shipped.config.dataset.name)
+def _data_name(target: TargetCheckpoint) -> str:
+    return str(target.metadata["dataset"].get("name") or target.config.dataset.name)
 
 
 def _branch(config: BranchConfig) -> str:
@@ -312,7 +322,7 @@ def _or_unknown(value: Any) -> str:
 
 
 def _text(value: object) -> str:
-    """Text of others that must not be read as Markdown or HTML."""
+    """Foreign text, escaped for Markdown and HTML."""
     plain = " ".join(html.escape(str(value), quote=False).split())
     return re.sub(r"([\\`*\[\]|])", r"\\\1", plain)
 

@@ -1,4 +1,4 @@
-"""The state dicts of the official code: which of them one is, and its names to ours and back."""
+"""The state dicts of the official code: recognition, and renaming to the names of denetdm and back."""
 
 import functools
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ Stage: TypeAlias = Literal["train-poe", "distill"]
 
 @dataclass(frozen=True)
 class Official:
-    """One of the six state dicts that the official code writes."""
+    """A kind of state dict that the official code writes; there are six."""
 
     dataset: Dataset
     stage: Stage
@@ -37,7 +37,7 @@ class Official:
 
 @dataclass(frozen=True)
 class Architecture:
-    """What the official code builds for a data set.
+    """The networks of the official code for a data set.
 
     Attributes:
         model: the branches, without start weights.
@@ -119,20 +119,20 @@ _PREFIXES: dict[Official, _Prefixes] = {
     Official("bffhq", "train-poe"): {**_cnn_names(4), **_DEEP},
     Official("bffhq", "distill"): {"target": ("debias_branch",), **_DEEP},
 }
-"""Our modules to theirs; where one module has several names in their file, it is there several times."""
+"""Modules of denetdm to those of the official code; a module with several names is stored once under each."""
 KINDS = tuple(_PREFIXES)
 
 
 def recognise(state: Mapping[str, Tensor], origin: str = "the state dict") -> Official:
-    """Which of the official state dicts one is, by the names and shapes of its tensors.
+    """The kind of an official state dict, by the names and shapes of its tensors.
 
-    The counters of batch normalisation may be missing, all of them: torch before 0.4.1 did not write them.
+    All counters of batch normalisation may be missing, as in files of torch before 0.4.1.
 
     Args:
-        state: tensors by the names of the official code.
-        origin: what to call them in messages.
+        state: tensors, by the names of the official code.
+        origin: the name of the state dict in messages.
     Raises:
-        CheckpointError: it is none of them; names the nearest and how it differs.
+        CheckpointError: it is none of the six; the message names the nearest and the differences.
     """
     found = {kind: differences(state, _expected(state, kind)) for kind in KINDS}
     for kind, different in found.items():
@@ -152,17 +152,17 @@ def recognise(state: Mapping[str, Tensor], origin: str = "the state dict") -> Of
 
 
 def to_ours(state: Mapping[str, Tensor], kind: Official, origin: str = "the state dict") -> dict[str, Tensor]:
-    """The tensors of an official state dict by our names, as new float32 tensors (counters int64).
+    """Rename the tensors of an official state dict to the names of denetdm, as new float32 tensors (counters int64).
 
-    Tensors of 16 bits are widened, which is exact; counters that are missing (see `recognise`) are 0, as torch has it.
+    16-bit tensors are widened, which is exact. Missing counters (see `recognise`) are set to 0, as torch does.
 
     Args:
-        state: as `recognise` takes it.
-        kind: what it is.
-        origin: what to call it in messages.
+        state: as for `recognise`.
+        kind: the kind of `state`.
+        origin: the name of the state dict in messages.
     Raises:
-        CheckpointError: tensors are missing, extra or of another shape, two that are one in the model differ, or one
-            holds what is no finite number.
+        CheckpointError: tensors are missing, extra or of another shape, two copies of one tensor differ, or a value
+            is not finite.
     """
     _require(state, _expected(state, kind), kind, origin)
     ours: dict[str, Tensor] = {}
@@ -179,19 +179,19 @@ def to_ours(state: Mapping[str, Tensor], kind: Official, origin: str = "the stat
         tensor = state[first].detach().clone(memory_format=torch.contiguous_format)
         if not tensor.isfinite().all():
             raise CheckpointError(
-                f"{origin}: {first} holds what is no finite number", "Give a model whose training did not diverge."
+                f"{origin}: {first} holds values that are not finite", "Give a model whose training did not diverge."
             )
         ours[name] = tensor.float() if tensor.is_floating_point() else tensor
     return ours
 
 
 def to_official(tensors: Mapping[str, Tensor], kind: Official, origin: str = "the model") -> dict[str, Tensor]:
-    """The tensors of one of our models as a state dict that the official module loads with strict=True.
+    """Rename the tensors of a model to a state dict that the official module loads with strict=True.
 
     Args:
-        tensors: by our names.
-        kind: which official state dict to make.
-        origin: what to call the model in messages.
+        tensors: by the names of denetdm.
+        kind: the official state dict to make.
+        origin: the name of the model in messages.
     Raises:
         CheckpointError: tensors are missing, extra or of another shape.
     """
@@ -201,7 +201,7 @@ def to_official(tensors: Mapping[str, Tensor], kind: Official, origin: str = "th
 
 @functools.cache
 def _our_tensors(kind: Official) -> dict[str, Tensor]:
-    """The state dict of our model, without content."""
+    """The state dict of the model of denetdm, on the meta device."""
     architecture = ARCHITECTURES[kind.dataset]
     height, width, channels = architecture.image_shape
     build = ProductOfExperts if kind.stage == "train-poe" else TargetModel
@@ -212,11 +212,11 @@ def _our_tensors(kind: Official) -> dict[str, Tensor]:
 
 @functools.cache
 def _names(kind: Official) -> dict[str, tuple[str, ...]]:
-    """Our name of each tensor to its names in the official state dict."""
+    """The name of each tensor in denetdm to its names in the official state dict."""
     prefixes = {**_PREFIXES[kind], "head": ("classifier",)}
     names: dict[str, tuple[str, ...]] = {}
     for name in _our_tensors(kind):
-        prefix = next(prefix for prefix in prefixes if name.startswith(f"{prefix}."))  # target.fc is before target
+        prefix = next(prefix for prefix in prefixes if name.startswith(f"{prefix}."))  # target.fc before target
         names[name] = tuple(theirs + name.removeprefix(prefix) for theirs in prefixes[prefix])
     return names
 
@@ -228,7 +228,7 @@ def _official_tensors(kind: Official) -> dict[str, Tensor]:
 
 
 def _expected(state: Mapping[str, Tensor], kind: Official) -> dict[str, Tensor]:
-    """What a state dict of this kind must hold; see `recognise` for the counters."""
+    """The tensors that a state dict of this kind must hold; see `recognise` for the counters."""
     tensors = _official_tensors(kind)
     if any(name.endswith(COUNTER) for name in state):
         return tensors

@@ -1,4 +1,4 @@
-"""The target model for people without this program: as torchvision has it, or in a few lines of plain PyTorch."""
+"""A branch and its head as a network without this package: one of torchvision, or a few lines of plain PyTorch."""
 
 import inspect
 from collections import OrderedDict
@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from denetdm_cli.config.schema import BranchConfig, CifarResnetConfig, CnnConfig, MlpConfig, TorchvisionConfig
-from denetdm_cli.methods.denetdm.models import TargetModel
 from denetdm_cli.models import convnets
 from denetdm_cli.models.torchvision_nets import builder_options
 
@@ -18,17 +17,17 @@ _LOAD_MNASNET = """\
 state = OrderedDict(load_file("model.safetensors"))
 state._metadata = {"": {"version": 2}}  # which this network asks for
 model.load_state_dict(state)"""
-_IN_TWO = "target and head apart, by the names they have in denetdm"
+_IN_TWO = "branch and head stay separate, under the names target and head"
 
 
 @dataclass(frozen=True)
 class Portable:
-    """A target model as one module that needs nothing of this package.
+    """A network as one module that needs nothing of this package.
 
     Attributes:
-        module: in evaluation mode, with the weights of the model it was made from.
+        module: in evaluation mode, with trained weights.
         is_stock: whether its state dict is that of an architecture which PyTorch or torchvision has, names and shapes.
-        description: what it is, in words.
+        description: the architecture in words.
         code: lines that build it as `model`, given `models` of torchvision, `nn`, `OrderedDict` and the files.
         load: lines that fill `model` from model.safetensors.
         files: Python files that `code` imports, by name.
@@ -42,19 +41,19 @@ class Portable:
     files: Mapping[str, str] = field(default_factory=dict)
 
 
-def portable(model: TargetModel, config: BranchConfig, image_shape: tuple[int, int, int]) -> Portable:
-    """Make a target model portable; the two may share modules.
+def portable(branch: nn.Module, head: nn.Linear, config: BranchConfig, image_shape: tuple[int, int, int]) -> Portable:
+    """Make head(branch(x)) portable; the result may share modules with both.
 
     The last linear layer of a torchvision network and the head after it are one linear map, so they become the last
     layer that torchvision gives the network for so many classes. That is not so for SqueezeNet, where a ReLU and
     pooling lie between the two.
 
     Args:
-        model: on the CPU.
-        config: of its target branch.
+        branch: on the CPU; left unchanged.
+        head: the linear layer after it.
+        config: the architecture of the branch.
         image_shape: (C, H, W).
     """
-    branch, head = model.target, model.head
     if isinstance(config, MlpConfig):
         return _mlp(branch, head)
     if isinstance(config, CnnConfig):
@@ -97,7 +96,7 @@ def _torchvision(
 
     name, classes, arguments = config.name, head.out_features, builder_options(config, image_shape)
     if "init_weights" in arguments:
-        arguments["init_weights"] = False  # for they are loaded
+        arguments["init_weights"] = False  # they are loaded afterwards
     net: nn.Module = models.get_model(name, weights=None, num_classes=classes, **arguments)
     last, layer = [(key, module) for key, module in net.named_modules() if isinstance(module, nn.Linear)][-1]
     given = "".join(f", {key}={value!r}" for key, value in arguments.items())
@@ -117,7 +116,7 @@ def _torchvision(
 
 
 def _folded(projection: nn.Module, head: nn.Linear) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the one linear layer that does what projection and head do one after the other."""
+    """Weight and bias of one linear layer that equals projection and head in turn."""
     if not isinstance(projection, nn.Linear):
         return head.weight.detach(), head.bias.detach()
     outer, inner = head.weight.detach().double(), projection.weight.detach().double()
@@ -138,7 +137,7 @@ def _done(module: nn.Module) -> nn.Module:
 
 
 def _call(module: nn.Module) -> str:
-    """The call that makes such a layer, with fresh weights."""
+    """The call that builds such a layer, with fresh weights."""
     arguments: list[object] = []
     if isinstance(module, nn.Conv2d):
         arguments = [module.in_channels, module.out_channels, module.kernel_size[0]]
@@ -156,7 +155,7 @@ def _call(module: nn.Module) -> str:
 
 
 def _cifar_source() -> str:
-    """A Python file with the class CifarResNet, taken from this package."""
+    """A Python file with the class CifarResNet of this package."""
     parts = (convnets.CifarResNet, convnets._BasicBlock, convnets._stage, convnets._conv3x3)
     head = '"""The network of this model, as in denetdm (MIT licence)."""\n\n'
     imports = "from torch import Tensor, nn\nfrom torch.nn import functional as F\n\n\n"

@@ -1,4 +1,4 @@
-"""Classify image files with the target model of a checkpoint."""
+"""Classification of image files with the reported network of a checkpoint."""
 
 import csv
 import os
@@ -26,22 +26,22 @@ from denetdm_cli.utils.files import atomic_file, made_folder
 from denetdm_cli.utils.log import shown
 from denetdm_cli.utils.progress import Reporter
 
-_PIXELS_AT_ONCE = 2**22
-_IMAGES_AT_ONCE = 1000
+_PIXELS_PER_BATCH = 2**22
+_IMAGES_PER_BATCH = 1000
 _AHEAD = 4
 _SHOWN = 20
 COLUMNS = ("path", "predicted", "confidence")
-"""What the first line of a CSV file of predictions begins with."""
+"""The first columns of a CSV file of predictions."""
 
 _Decoded = tuple[Path, "Future[NDArray[np.uint8]]"]
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the target model says of one file.
+    """The prediction for one file.
 
     Attributes:
-        path: as it was given, or below the folder that was given.
+        path: as given, or below the given folder.
         probabilities: softmax, one a class; None for a file that cannot be read.
         problem: why it cannot be read, or None.
     """
@@ -52,7 +52,7 @@ class Prediction:
 
     @property
     def predicted(self) -> int | None:
-        """The class with the highest probability; the first of equal ones."""
+        """The class with the highest probability; the first on a tie."""
         return None if self.probabilities is None else self.probabilities.index(max(self.probabilities))
 
     @property
@@ -61,29 +61,29 @@ class Prediction:
         return None if self.probabilities is None else max(self.probabilities)
 
 
-def predict_files(shipped: TargetCheckpoint, paths: Sequence[Path], reporter: Reporter) -> Iterator[Prediction]:
-    """Classify images and all images in folders, read and normalised as those the model was trained on.
+def predict_files(target: TargetCheckpoint, paths: Sequence[Path], reporter: Reporter) -> Iterator[Prediction]:
+    """Classify images and all images in folders, resized and normalised as the training images.
 
-    Whatever can be refused is refused before this returns; images are read and classified as the result is asked for.
+    Paths are checked before this returns. Images are read and classified as the result is iterated.
 
     Args:
-        shipped: the model.
-        paths: files, and folders, which are walked to the bottom; each file counts once.
-        reporter: told how many are done, and in the end which could not be read.
+        target: the network.
+        paths: files, and folders, which are searched at any depth; each file counts once.
+        reporter: receives progress, and at the end the unreadable files.
     Returns:
-        One prediction a file: as the paths were given, and by name within a folder.
+        One prediction per file, in the order of `paths`, and by name within a folder.
     Raises:
         DataError: a path does not exist, a folder holds no image, or (in the end) no file could be read.
         CheckpointError: the model's outputs are not finite.
     """
     files = find_images(paths)
-    use_threads(shipped.config.threads)
+    use_threads(target.config.threads)
     warnings.filterwarnings("ignore", module=r"PIL\.")  # on odd metadata; decoding threads rule out a narrower scope
-    return _predictions(shipped, files, reporter)
+    return _predictions(target, files, reporter)
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
-    """Files as they are given, and the images below folders by name; each once.
+    """The given files, and the images in folders by name; each once.
 
     Raises:
         DataError: paths do not exist, or a folder holds no image.
@@ -106,9 +106,9 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
 
 
 def write_csv(path: Path, class_names: Sequence[str], predictions: Iterable[Prediction]) -> None:
-    """Write one row a file: path, predicted class, its probability, that of every class, and why it was not read.
+    """Write one row per file: path, predicted class, its probability, those of all classes, and the read error.
 
-    The file is written whole or, if the predictions end in an error, not at all.
+    An error in `predictions` leaves no file.
     """
     with (
         made_folder(path.parent),
@@ -124,9 +124,9 @@ def write_csv(path: Path, class_names: Sequence[str], predictions: Iterable[Pred
             writer.writerow([str(found.path), predicted, confidence, *values, found.problem or ""])
 
 
-def _predictions(shipped: TargetCheckpoint, files: Sequence[Path], reporter: Reporter) -> Iterator[Prediction]:
-    resizing = shipped.resizing
-    at_once = max(1, min(_IMAGES_AT_ONCE, _PIXELS_AT_ONCE // (resizing.height * resizing.width)))
+def _predictions(target: TargetCheckpoint, files: Sequence[Path], reporter: Reporter) -> Iterator[Prediction]:
+    resizing = target.resizing
+    batch_size = max(1, min(_IMAGES_PER_BATCH, _PIXELS_PER_BATCH // (resizing.height * resizing.width)))
     unreadable: list[Prediction] = []
     with closing(_decoded(files, resizing)) as decoded:
         batch: list[Path | Prediction] = []
@@ -138,8 +138,8 @@ def _predictions(shipped: TargetCheckpoint, files: Sequence[Path], reporter: Rep
             except UnreadableError as error:
                 unreadable.append(Prediction(path, None, str(error)))
                 batch.append(unreadable[-1])
-            if len(batch) == at_once or done == len(files):
-                yield from _classified(shipped, batch, images)
+            if len(batch) == batch_size or done == len(files):
+                yield from _classified(target, batch, images)
                 batch, images = [], []
             reporter.advance("classifying images", done, len(files))
     if len(unreadable) == len(files):
@@ -161,31 +161,31 @@ def _line(prediction: Prediction) -> str:
 
 
 def _classified(
-    shipped: TargetCheckpoint, batch: Sequence[Path | Prediction], images: Sequence[NDArray[np.uint8]]
+    target: TargetCheckpoint, batch: Sequence[Path | Prediction], images: Sequence[NDArray[np.uint8]]
 ) -> Iterator[Prediction]:
-    """The predictions of a batch in its order; what is one already stays."""
-    rows = iter(_probabilities(shipped, images) if images else [])
+    """The predictions of a batch in its order; entries that are predictions already stay."""
+    rows = iter(_probabilities(target, images) if images else [])
     for entry in batch:
         yield entry if isinstance(entry, Prediction) else Prediction(entry, next(rows), None)
 
 
 @torch.inference_mode()
-def _probabilities(shipped: TargetCheckpoint, images: Sequence[NDArray[np.uint8]]) -> list[list[float]]:
-    """Softmax of the target's logits for images (H, W, 3), laid out as in evaluation."""
-    layout = torch.channels_last if shipped.config.model.convolutional else torch.contiguous_format
-    pixels = torch.from_numpy(np.stack(images)).to(shipped.device).permute(0, 3, 1, 2).contiguous()
-    x = Normalisation(shipped.config.data, shipped.device)(pixels).contiguous(memory_format=layout)
-    found = shipped.model(x).softmax(dim=1)
+def _probabilities(target: TargetCheckpoint, images: Sequence[NDArray[np.uint8]]) -> list[list[float]]:
+    """Softmax probabilities for images (H, W, 3) uint8, in the memory layout of evaluation."""
+    layout = torch.channels_last if target.config.model.convolutional else torch.contiguous_format
+    pixels = torch.from_numpy(np.stack(images)).to(target.device).permute(0, 3, 1, 2).contiguous()
+    x = Normalisation(target.config.data, target.device)(pixels).contiguous(memory_format=layout)
+    found = target.model(x).softmax(dim=1)
     if not found.isfinite().all():
         raise CheckpointError(
-            f"{shipped.path}: the outputs of the model are not finite numbers", "Give a checkpoint of another epoch."
+            f"{target.path}: the outputs of the model are not finite numbers", "Give a checkpoint of another epoch."
         )
     rows: list[list[float]] = found.cpu().tolist()
     return rows
 
 
 def _decoded(files: Sequence[Path], resizing: Resizing) -> Generator[_Decoded, None, None]:
-    """Files in their order with what becomes of them; some are read ahead of the one that is asked for."""
+    """Files in their order, each with the future of its pixels; some are read ahead."""
     workers = thread_limit()
     waiting: deque[_Decoded] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="denetdm-images") as pool:
@@ -204,5 +204,5 @@ def _read(path: Path, resizing: Resizing) -> NDArray[np.uint8]:
     height, width = resizing.height, resizing.width
     if height == width:
         return read_image(path, height, resizing.fit)
-    image = Image.fromarray(read_image(path))  # such models are of data sets that nothing was cropped for
+    image = Image.fromarray(read_image(path))  # data sets of oblong images are never cropped
     return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))

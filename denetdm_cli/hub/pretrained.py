@@ -37,12 +37,12 @@ _RECORDS = TypeAdapter(dict[str, _Record])
 
 @dataclass(frozen=True)
 class Listed:
-    """A published model, and what of it is in a folder.
+    """A published model and its state in a folder.
 
     Attributes:
         published: the model.
-        size: of the authors' file in bytes, if it was ever fetched into this folder.
-        sha256: of that file.
+        size: bytes of the authors' file, if it was fetched into this folder.
+        sha256: the digest of that file.
         path: the converted checkpoint, if it exists; `get_pretrained` verifies that it is unchanged.
     """
 
@@ -53,7 +53,7 @@ class Listed:
 
 
 def listing(folder: Path) -> list[Listed]:
-    """All published models, and what of them is in `folder`.
+    """All published models and their state in `folder`.
 
     Raises:
         CheckpointError: the folder's records are damaged.
@@ -165,13 +165,17 @@ def _read_records(folder: Path) -> dict[str, _Record]:
         return {}
     except ValidationError:
         raise CheckpointError(
-            f"{path}, which remembers the digests of the models fetched, is damaged",
-            "Restore it, or remove it to begin anew; the digests seen before are then forgotten.",
+            f"{path}, which records the digests of the fetched models, is damaged",
+            "Restore it, or remove it; its digests are then lost.",
         ) from None
 
 
 def _is_usable(request: FetchRequest, record: _Record | None) -> bool:
-    """Whether the checkpoint is here as it was made; another file in its place is not replaced."""
+    """Whether the checkpoint exists, unchanged.
+
+    Raises:
+        CheckpointError: it was changed, or another file has its place.
+    """
     if not request.checkpoint.exists():
         return False
     if record is None or not request.checkpoint.is_file():
@@ -187,7 +191,7 @@ def _verify_kept(request: FetchRequest, record: _Record, expected: str | None) -
     if request.original.exists():
         _require_unchanged(request.original, record.sha256, "fetched")
     if expected not in (None, record.sha256):
-        raise _not_as_asked(f"the file that {request.checkpoint} was made of", record.sha256, expected)
+        raise _wrong_digest(f"the file that {request.checkpoint} was made of", record.sha256, expected)
 
 
 def _require_unchanged(path: Path, digest: str, when: str) -> None:
@@ -200,7 +204,7 @@ def _require_unchanged(path: Path, digest: str, when: str) -> None:
 
 
 def _require_no_other(path: Path, digest: str) -> None:
-    """Refuse to replace what is no such file."""
+    """Refuse to replace another file."""
     if not path.exists():
         return
     if not path.is_file():
@@ -216,14 +220,18 @@ def _require_no_other(path: Path, digest: str) -> None:
 def _put_back(request: FetchRequest, fetched: FetchedFile) -> None:
     if not request.original.exists():
         _keep(fetched.path, request.original)
-        request.reporter.info(f"{request.name}: {request.original} was missing, and is there again")
+        request.reporter.info(f"{request.name}: {request.original} was missing and is restored")
 
 
 def _verify(fetched: FetchedFile, expected: str | None, record: _Record | None) -> str:
-    """The digest of a file, which must be the one asked for and the one seen before."""
+    """The digest of a file.
+
+    Raises:
+        CheckpointError: it is not the expected digest, or not the recorded one.
+    """
     digest = files.sha256(fetched.path)
     if expected not in (None, digest):
-        raise _not_as_asked(fetched.shown, digest, expected)
+        raise _wrong_digest(fetched.shown, digest, expected)
     if record is not None and record.sha256 != digest:
         raise CheckpointError(
             f"{fetched.shown} is not the file that was fetched before: its SHA-256 is {digest}, not {record.sha256} "
@@ -233,15 +241,15 @@ def _verify(fetched: FetchedFile, expected: str | None, record: _Record | None) 
     return digest
 
 
-def _not_as_asked(what: str, found: str, expected: str | None) -> CheckpointError:
+def _wrong_digest(what: str, found: str, expected: str | None) -> CheckpointError:
     return CheckpointError(
-        f"{what} is not the file asked for: its SHA-256 is {found}, not {expected}",
+        f"{what} does not have the expected digest: its SHA-256 is {found}, not {expected}",
         "Check the digest and where the file came from. Nothing was changed here.",
     )
 
 
 def _convert_and_record(request: FetchRequest, fetched: FetchedFile, digest: str, scratch: Path) -> None:
-    from denetdm_cli.hub.convert import convert_to_ours  # imports PyTorch, which takes seconds
+    from denetdm_cli.hub.convert import convert_to_ours  # imports PyTorch, which is slow
 
     size = fetched.path.stat().st_size
     converted = scratch / request.checkpoint.name
@@ -263,8 +271,8 @@ def _convert_and_record(request: FetchRequest, fetched: FetchedFile, digest: str
         )
     record = _Record(sha256=digest, bytes=size, source=fetched.source, converted_sha256=files.sha256(converted))
     records = {**_read_records(request.folder), request.name: record}
-    # In this order, where nothing is replaced, a process that is killed in between is followed by one that goes on
-    # without a question; where --force replaces, what is half replaced is refused, and the same command goes on.
+    # In this order, the same command finishes the work of a killed process. With --force, a half replaced model is
+    # refused until the same command replaces the rest.
     _keep(fetched.path, request.original)
     files.write_text(request.folder / RECORDS, _RECORDS.dump_json(records, indent=2).decode() + "\n")
     _keep(converted, request.checkpoint)
@@ -281,7 +289,7 @@ def _keep(path: Path, destination: Path) -> None:
 
 @contextmanager
 def _named_as_given(fetched: FetchedFile) -> Iterator[None]:
-    """Let an error name the file that the user knows, not its temporary copy."""
+    """Replace the path of the temporary copy in an error by the name that the user knows."""
     try:
         yield
     except CheckpointError as error:

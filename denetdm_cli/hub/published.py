@@ -1,4 +1,4 @@
-"""The models that the authors published. The shell asks for their names, so this is quick to import."""
+"""The list of models that the authors published. Shell completion imports it, so it imports no heavy package."""
 
 from dataclasses import dataclass
 
@@ -11,16 +11,16 @@ DRIVE_ADDRESS = f"https://drive.google.com/drive/folders/{DRIVE_ID}"
 
 @dataclass(frozen=True)
 class PublishedModel:
-    """A model in the authors' folder.
+    """A model in the authors' Google Drive folder.
 
     Attributes:
-        name: to ask for it by.
-        path: of the file in the authors' folder.
-        dataset: it was trained on.
-        stage: whose result it is.
-        accuracy: that the paper reports, in percent.
-        metric: what that accuracy is.
-        note: what is not known of the file.
+        name: the name in commands.
+        path: the file in the authors' folder.
+        dataset: the training data set.
+        stage: the training stage.
+        accuracy: the paper's accuracy in per cent.
+        metric: the kind of that accuracy.
+        note: unknown facts about the file.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The model to ship and the images it takes: what exporting and predicting have in common."""
+"""The network of a checkpoint that export and predict use, and the size of its images."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,23 +6,25 @@ from typing import Any
 
 import torch
 
-from denetdm_cli.config.schema import Config
+from denetdm_cli.config.schema import BranchConfig, Config
 from denetdm_cli.data.importers.decode import Fit
-from denetdm_cli.methods.denetdm.models import TargetModel
+from denetdm_cli.methods import METHODS
+from denetdm_cli.methods.base import Method
+from denetdm_cli.models.classifier import Classifier
 from denetdm_cli.training import checkpoint
 from denetdm_cli.utils.errors import CheckpointError
 
 
 @dataclass(frozen=True)
 class Resizing:
-    """How an image comes to the size that a model reads.
+    """How an image is resized for a model.
 
     Attributes:
         height: in pixels.
         width: in pixels.
-        fit: stretch, or crop: the shorter side to the size, then the middle (see `importing.read_image`).
-        in_training: whether the training images were brought to their size so; False where they had it from the
-            start, None where that is not known.
+        fit: stretch, or crop: the shorter side to the size, then the middle (see `decode.read_image`).
+        in_training: whether the training images were resized in this way; False where they had the size from the
+            start, None where that is unknown.
     """
 
     height: int
@@ -33,21 +35,34 @@ class Resizing:
 
 @dataclass(frozen=True)
 class TargetCheckpoint:
-    """The target model of a stage-2 checkpoint.
+    """A checkpoint with the network that its method reports and exports.
 
     Attributes:
         path: the checkpoint.
-        model: in evaluation mode, on `device`.
-        metadata: what the checkpoint says of itself.
-        config: what it was trained with.
-        device: where the model is.
+        method: the trained method.
+        model: the network of the first predictor, in evaluation mode, on `device`.
+        metadata: the metadata of the checkpoint.
+        config: the configuration of its training.
+        device: the device of the network.
     """
 
     path: Path
-    model: TargetModel
+    method: Method
+    model: Classifier
     metadata: dict[str, Any]
     config: Config
     device: torch.device
+
+    @property
+    def predictor(self) -> str:
+        """The name of the network in metrics."""
+        return self.method.predictors[0]
+
+    @property
+    def branch_config(self) -> BranchConfig:
+        """The architecture of the network before its head."""
+        branch: BranchConfig = getattr(self.config.model, self.predictor)
+        return branch
 
     @property
     def class_names(self) -> list[str]:
@@ -62,7 +77,7 @@ class TargetCheckpoint:
 
     @property
     def resizing(self) -> Resizing:
-        """As the data set was imported; made data sets and those of other tools are stretched to the model's size."""
+        """The rule by which the data set was imported; stretch for generated data sets and those of other tools."""
         _, height, width = self.image_shape
         recipe = self.metadata["dataset"].get("recipe")
         if isinstance(recipe, dict):
@@ -73,15 +88,19 @@ class TargetCheckpoint:
 
 
 def load_target_checkpoint(path: Path, device: torch.device) -> TargetCheckpoint:
-    """Load the target model of a checkpoint.
+    """Load the reported network of a checkpoint.
 
     Raises:
-        CheckpointError: the checkpoint is missing, damaged or one of stage 1.
+        CheckpointError: the checkpoint is missing, damaged, or of a method without a model to export.
     """
     loaded = checkpoint.load_method(path, device)
-    if not isinstance(loaded.method.model, TargetModel):
+    name = loaded.method.name
+    if not loaded.method.exports:
+        later = next(kind.name for kind in METHODS.values() if kind.starts_from == name)
         raise CheckpointError(
-            f"{path} is a stage-1 checkpoint: it holds a shallow and a deep expert, and no target model yet",
-            "Distill the target model from its run folder (denetdm distill RUN), and give that.",
+            f"{path} is a checkpoint of {name}, which trains no model for export or prediction",
+            f"Continue with {later} from its run folder (denetdm {later} RUN), and give that.",
         )
-    return TargetCheckpoint(path, loaded.method.model, loaded.metadata, loaded.config, device)
+    return TargetCheckpoint(
+        path, loaded.method, loaded.method.classifier().eval(), loaded.metadata, loaded.config, device
+    )

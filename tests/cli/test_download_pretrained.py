@@ -235,7 +235,7 @@ class TestBadSources:
 
     def test_a_quota_page(self, site: Site) -> None:
         site.content = PAGE
-        words = ("is a web page, not a model", "too many have downloaded", "Look at what ", PATH)
+        words = ("is a web page, not a model", "quota is used up", "Look at what ", PATH)
         refused(5, call(*FETCH, "--url", f"{site.address}/a.th"), f"{site.address}/a.th", *words)
         refused(4, call(*FETCH, "--from", file("saved.th", PAGE)), "saved.th", *words)
 

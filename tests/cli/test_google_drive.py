@@ -69,7 +69,7 @@ def test_a_page_without_the_file_is_told(drive: GoogleDrive) -> None:
 
 def test_a_page_that_comes_as_the_file_is_no_model(drive: GoogleDrive) -> None:
     drive.files[PATH] = b"<!DOCTYPE html><html><head><title>Google Drive - Quota exceeded</title></head></html>"
-    fails("is a web page, not a model", "too many have downloaded the file")
+    fails("is a web page, not a model", "quota is used up")
 
 
 def test_a_transfer_that_breaks_off_is_tried_again(drive: GoogleDrive, model: bytes) -> None:

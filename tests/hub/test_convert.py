@@ -112,6 +112,7 @@ def test_what_a_converted_model_says_of_itself(tmp_path: Path, th: Path) -> None
     assert not re.search(r"/tmp|20\d\d-", json.dumps(said))
 
 
+@pytest.mark.slow
 def test_stage_2_of_bffhq_says_what_it_is(tmp_path: Path) -> None:
     torch.save(Reference("bffhq", "distill").state_dict(), tmp_path / "a.th")
     convert_to_ours(tmp_path / "a.th", tmp_path / "a.safetensors")
@@ -264,6 +265,7 @@ def _ours(path: Path, dataset: str, stage: str, *settings: str, classes: int = 1
     return path
 
 
+@pytest.mark.slow
 def test_a_model_trained_here_goes_to_the_official_code(tmp_path: Path) -> None:
     settings = ["model.target.width=64", "train_poe.epochs=3", "seed=4", "dataset.ratio=0.05", "model.shallow.depth=3"]
     ours = _ours(tmp_path / "ours.safetensors", "corruptedcifar10", "distill", *settings)  # starts from ImageNet

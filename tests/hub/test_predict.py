@@ -28,11 +28,11 @@ MLP = {"name": "mlp", "depth": 2, "width": 16}
 CNN = {"name": "cnn", "depth": 3, "width": 16}
 
 
-def _shipped(
-    folder: Path, size: tuple[int, int] = (36, 36), target: dict[str, Any] = CNN, **facts: Any
+def _target(
+    folder: Path, size: tuple[int, int] = (36, 36), architecture: dict[str, Any] = CNN, **facts: Any
 ) -> TargetCheckpoint:
     path = folder / "checkpoint.safetensors"
-    save_checkpoint(path, config_for(target), dataset_facts(size, CLASSES, **facts))
+    save_checkpoint(path, config_for(architecture), dataset_facts(size, CLASSES, **facts))
     return load_target_checkpoint(path, CPU)
 
 
@@ -65,12 +65,12 @@ def test_stored_images_get_the_predictions_of_scoring(
 
 @pytest.mark.parametrize("fit", ["stretch", "crop"])
 def test_images_are_brought_to_size_as_the_data_set_was(tmp_path: Path, fit: Any) -> None:
-    shipped = _shipped(tmp_path, recipe={"resized_to": 36, "fit": fit})
+    target = _target(tmp_path, recipe={"resized_to": 36, "fit": fit})
     (path,) = _pictures(tmp_path, "large.png", size=(90, 60))
     Image.fromarray(read_image(path, 36, fit)).save(tmp_path / "small.png")
-    large, small = predict_files(shipped, [path, tmp_path / "small.png"], Listener())
+    large, small = predict_files(target, [path, tmp_path / "small.png"], Listener())
     assert large.probabilities == pytest.approx(small.probabilities, abs=1e-6)
-    other = _shipped(tmp_path, recipe={"resized_to": 36, "fit": "crop" if fit == "stretch" else "stretch"})
+    other = _target(tmp_path, recipe={"resized_to": 36, "fit": "crop" if fit == "stretch" else "stretch"})
     (different,) = predict_files(other, [path], Listener())
     assert different.probabilities != pytest.approx(large.probabilities, abs=1e-6)
 
@@ -97,10 +97,10 @@ def test_where_the_rule_for_the_size_comes_from(
 
 
 def test_a_model_of_oblong_images(tmp_path: Path) -> None:
-    shipped = _shipped(tmp_path, (6, 5), MLP, recipe=None)
+    target = _target(tmp_path, (6, 5), MLP, recipe=None)
     (path,) = _pictures(tmp_path, "large.png")
     Image.open(path).resize((5, 6), Image.Resampling.BILINEAR).save(tmp_path / "small.png")
-    large, small = predict_files(shipped, [path, tmp_path / "small.png"], Listener())
+    large, small = predict_files(target, [path, tmp_path / "small.png"], Listener())
     assert large.probabilities == pytest.approx(small.probabilities, abs=1e-6)
 
 
@@ -113,15 +113,15 @@ def test_files_come_as_they_were_given_and_folders_by_name_each_once(tmp_path: P
 
 
 def test_batches_change_nothing_and_progress_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shipped = _shipped(tmp_path)
+    target = _target(tmp_path)
     names = [f"{number:02}.png" for number in range(11)]
     _pictures(tmp_path / "images", *names)
     (tmp_path / "images" / "04.png").write_bytes(b"broken")
     (tmp_path / "images" / "10.png").write_bytes(b"")
-    whole = list(predict_files(shipped, [tmp_path / "images"], Listener()))
-    monkeypatch.setattr(predicting, "_IMAGES_AT_ONCE", 3)
+    whole = list(predict_files(target, [tmp_path / "images"], Listener()))
+    monkeypatch.setattr(predicting, "_IMAGES_PER_BATCH", 3)
     listener = Listener()
-    parts = list(predict_files(shipped, [tmp_path / "images"], listener))
+    parts = list(predict_files(target, [tmp_path / "images"], listener))
     assert [prediction.path.name for prediction in parts] == names
     assert [prediction.problem is None for prediction in parts] == [number not in (4, 10) for number in range(11)]
     for one, other in zip(whole, parts, strict=True):
@@ -135,15 +135,15 @@ def test_batches_change_nothing_and_progress_is_told(tmp_path: Path, monkeypatch
 
 
 def test_results_come_before_the_last_image_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shipped = _shipped(tmp_path)
+    target = _target(tmp_path)
     _pictures(tmp_path / "images", *(f"{number:03}.png" for number in range(60)))
     read = []
-    monkeypatch.setattr(predicting, "_IMAGES_AT_ONCE", 2)
+    monkeypatch.setattr(predicting, "_IMAGES_PER_BATCH", 2)
     monkeypatch.setattr(predicting.os, "cpu_count", lambda: 1)
     monkeypatch.setattr(
         predicting, "read_image", lambda path, size, fit: (read.append(path), read_image(path, size, fit))[1]
     )
-    found = predict_files(shipped, [tmp_path / "images"], Listener())
+    found = predict_files(target, [tmp_path / "images"], Listener())
     assert not read
     next(found)
     assert len(read) < 20
@@ -159,17 +159,17 @@ def test_no_more_threads_than_the_allotment(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(predicting, "thread_limit", lambda: 3)
     monkeypatch.setattr(predicting, "ThreadPoolExecutor", pool)
-    assert len(list(predict_files(_shipped(tmp_path), _pictures(tmp_path, "a.png", "b.png"), Listener()))) == 2
+    assert len(list(predict_files(_target(tmp_path), _pictures(tmp_path, "a.png", "b.png"), Listener()))) == 2
     assert pools == [3]
 
 
 def test_broken_images_among_good_ones_are_no_error(tmp_path: Path) -> None:
-    shipped = _shipped(tmp_path)
+    target = _target(tmp_path)
     (good,) = _pictures(tmp_path, "good.png")
     text, cut = tmp_path / "notes.txt", tmp_path / "cut.png"
     text.write_text("just words")
     cut.write_bytes(good.read_bytes()[:2000])
-    first, second, third = predict_files(shipped, [text, good, cut], Listener())
+    first, second, third = predict_files(target, [text, good, cut], Listener())
     assert (first.predicted, first.confidence, first.probabilities) == (None, None, None)
     assert "not an image" in (first.problem or "")
     assert second.problem is None
@@ -177,39 +177,39 @@ def test_broken_images_among_good_ones_are_no_error(tmp_path: Path) -> None:
 
 
 def test_nothing_readable_is_an_error(tmp_path: Path) -> None:
-    shipped = _shipped(tmp_path)
+    target = _target(tmp_path)
     for number in range(7):
         (tmp_path / f"{number}.png").write_text("just words")
     with pytest.raises(DataError, match=r"no image can be read: .*0\.png: not an image.*; and 2 more\n"):
-        list(predict_files(shipped, [tmp_path], Listener()))
+        list(predict_files(target, [tmp_path], Listener()))
 
 
 def test_what_is_not_there_is_refused_at_once(tmp_path: Path) -> None:
-    shipped = _shipped(tmp_path)
+    target = _target(tmp_path)
     (good,) = _pictures(tmp_path, "good.png")
     with pytest.raises(DataError, match=r"no image or folder: .*gone\.png, .*nor this\.\n"):
-        predict_files(shipped, [good, tmp_path / "gone.png", tmp_path / "nor this"], Listener())
+        predict_files(target, [good, tmp_path / "gone.png", tmp_path / "nor this"], Listener())
     folder = tmp_path / "papers"
     folder.mkdir()
     with pytest.raises(DataError, match="holds no images; found nothing"):
-        predict_files(shipped, [good, folder], Listener())
+        predict_files(target, [good, folder], Listener())
     (folder / "notes.txt").write_text("just words")
     with pytest.raises(DataError, match=r"holds no images; found notes\.txt"):
-        predict_files(shipped, [folder], Listener())
+        predict_files(target, [folder], Listener())
 
 
 def test_a_checkpoint_of_stage_1_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.safetensors"
     save_checkpoint(path, config_for(MLP), dataset_facts((36, 36), CLASSES), stage="train-poe")
-    with pytest.raises(CheckpointError, match="stage-1 checkpoint"):
+    with pytest.raises(CheckpointError, match="is a checkpoint of train-poe"):
         load_target_checkpoint(path, CPU)
 
 
 def test_outputs_that_are_no_numbers_are_an_error(tmp_path: Path) -> None:
-    shipped = _shipped(tmp_path)
-    torch.nn.init.constant_(shipped.model.head.weight, torch.nan)
+    target = _target(tmp_path)
+    torch.nn.init.constant_(target.model.head.weight, torch.nan)
     with pytest.raises(CheckpointError, match="not finite"):
-        list(predict_files(shipped, _pictures(tmp_path, "good.png"), Listener()))
+        list(predict_files(target, _pictures(tmp_path, "good.png"), Listener()))
 
 
 def test_the_csv_file(tmp_path: Path) -> None:
