@@ -1,4 +1,4 @@
-"""Checkpoints as the two stages write them, without training."""
+"""Checkpoints of any method, without training."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,8 @@ from torch import nn
 from denetdm_cli.config.load import from_mapping, load_config, preset_path
 from denetdm_cli.config.schema import Config
 from denetdm_cli.evaluation.selection import provenance
-from denetdm_cli.methods.denetdm.models import ProductOfExperts, TargetModel
+from denetdm_cli.methods import METHODS
+from denetdm_cli.methods.base import Task
 from denetdm_cli.training import checkpoint
 
 MEAN, STD = [0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010]
@@ -70,11 +71,12 @@ METRICS = {
 
 def save_checkpoint(
     path: Path, config: Config, dataset: dict[str, Any], *, stage: str = "distill", **changes: Any
-) -> TargetModel | ProductOfExperts:
+) -> nn.Module:
     """Write the checkpoint of a model with fresh weights but lively batch statistics, and return the model."""
     height, width, channels = dataset["image_shape"]
-    build = TargetModel if stage == "distill" else ProductOfExperts
-    model = build(config.model, (channels, height, width), len(dataset["class_names"]), seed=5)
+    classes, biases = len(dataset["class_names"]), len(dataset["bias_names"])
+    task = Task(config.model, (channels, height, width), classes, biases, seed=5)
+    model = METHODS[stage].build(task, config.settings(stage)).model
     generator = torch.Generator().manual_seed(0)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -86,7 +88,9 @@ def save_checkpoint(
     metadata = {
         "stage": stage,
         "epoch": 7,
-        "selection": provenance("last", "target.unbiased", stage_1) if stage == "distill" else stage_1,
+        "selection": stage_1
+        if stage == "train-poe"
+        else provenance("last", "target.unbiased", stage_1 if stage == "distill" else None),
         "metrics": METRICS,
         "reported_metric": "unbiased",
         "separation": None,

@@ -42,7 +42,10 @@ def test_the_card(exported: Path) -> None:
     assert "SELECTED ON TEST DATA" not in text
     assert "digest " + "d" * 64 in text
     assert "- Seed: 3." in text
-    assert "100 of stage 2, of which this is epoch 7." in text
+    assert "- Epoch: 7." in text
+    assert "- Method `train-poe` (shallow: mlp of 2 layers, width 16, deep: mlp of 2 layers, width 16). Stage 1" in text
+    assert "- Settings of distill: epochs 100, " in text
+    assert "Training used no bias labels." in text
     assert "| Accuracy of the worst group | 50.00 (dog, indoors) |" in text
     assert "| Accuracy of the worst class | 70.00 (dog) |" in text
     assert "right in 95.00 %, the others in 55.00 %" in text
@@ -59,9 +62,19 @@ def test_the_card_says_what_picked_the_epoch(tmp_path: Path) -> None:
         "SELECTED ON TEST DATA, with bias labels of evaluation images." in text
     )
     assert "too good for a test" in text
-    assert "10 of stage 1, of which epoch 4 is the teacher; " in text
+    assert "- Epoch: 7, from a teacher of epoch 4." in text
     names = [metric["name"] for metric in front["model-index"][0]["results"][0]["metrics"]]
     assert all(name.endswith("(selected on test data)") for name in names)
+
+
+def test_another_method_is_exported_and_described_too(tmp_path: Path) -> None:
+    path = make_checkpoint(tmp_path, "mlp", stage="erm")
+    export(path, tmp_path / "out", onnx=False, reporter=Listener())
+    _, text = read_card(tmp_path / "out")
+    assert "# mlp for pets, trained with erm" in text
+    assert "- Method `erm` (target: mlp of 3 layers, width 16). ERM: plain cross-entropy, the baseline." in text
+    assert "DeNetDM" not in text
+    assert "- Settings of erm: epochs " in text
 
 
 def test_a_converted_model_has_a_card_without_figures(tmp_path: Path) -> None:
@@ -149,7 +162,7 @@ def test_the_code_of_the_card_gives_the_numbers_of_the_checkpoint(
     _same_probabilities(printed, exported, name, folder / "image.jpg")
     x = torch.randn(3, 3, *NETWORKS[name][1])
     with torch.inference_mode():
-        expected = load_target_checkpoint(exported / f"{name}.safetensors", torch.device("cpu")).logits(x)
+        expected = load_target_checkpoint(exported / f"{name}.safetensors", torch.device("cpu")).model(x)
         assert torch.allclose(model(x), expected, rtol=1e-5, atol=1e-5)
 
 
