@@ -42,6 +42,7 @@ class TestExport:
         with torch.inference_mode():
             torch.testing.assert_close(network(x), reference(x, 1, 0), rtol=1e-5, atol=1e-5)
 
+    @pytest.mark.slow
     def test_onnx_normalises_and_takes_any_number(self, official: tuple[Path, Reference]) -> None:
         runtime = pytest.importorskip("onnxruntime")
         path, reference = official
@@ -98,7 +99,12 @@ class TestExport:
         assert no_leftovers(Path())
 
     def test_what_cannot_be_exported_leaves_nothing(self, finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        refused(4, call("export", finished_run / "train-poe", "-o", "made/for/it"), "stage-1", "denetdm distill")
+        refused(
+            4,
+            call("export", finished_run / "train-poe", "-o", "made/for/it"),
+            "checkpoint of train-poe",
+            "denetdm distill",
+        )
         refused(4, call("export", "nowhere", "-o", "made/for/it"), "nowhere")
         pytest.importorskip("onnxruntime")
         monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: 1 / 0)
@@ -188,7 +194,7 @@ class TestPredict:
         refused(3, call("predict", finished_run, "photos/broken.png", "--csv", "made/for/it.csv"), *words)
         refused(3, call("predict", finished_run, "nowhere.png", "--csv", "made/for/it.csv"), "nowhere.png")
         refused(2, call("predict", finished_run, photos, "--csv", photos / "notes.txt"), "--csv", ".csv")
-        refused(4, call("predict", finished_run / "train-poe", photos), "stage-1")
+        refused(4, call("predict", finished_run / "train-poe", photos), "checkpoint of train-poe")
         refused(2, call("predict", finished_run, photos, "--device", "quantum"), "quantum")
         assert contents(Path()) == before
         assert not Path("made").exists()

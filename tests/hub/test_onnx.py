@@ -60,29 +60,29 @@ def test_onnx_is_described_and_holds_no_path_of_this_machine(with_onnx: Path) ->
 
 @pytest.mark.slow
 def test_an_onnx_file_that_gives_other_logits_is_not_kept(
-    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    with_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exporting, "_ONNX_TOLERANCE", -1.0)
     with pytest.raises(CheckpointError, match=r"model\.onnx with onnxruntime, for 1 images, gives other logits"):
-        export(exported / "cnn.safetensors", tmp_path / "out", onnx=True, reporter=Listener())
+        export(with_onnx / "cnn.safetensors", tmp_path / "out", onnx=True, reporter=Listener())
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_network_that_cannot_be_turned_into_onnx(
-    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    with_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("no such operator\nand more")
 
     monkeypatch.setattr(torch.onnx, "export", fail)
     with pytest.raises(ConfigError, match=r"cnn could not be turned into ONNX by torch .*: no such operator\n"):
-        export(exported / "cnn.safetensors", tmp_path / "out", onnx=True, reporter=Listener())
+        export(with_onnx / "cnn.safetensors", tmp_path / "out", onnx=True, reporter=Listener())
     assert list(tmp_path.iterdir()) == []
 
 
-def test_onnx_without_the_extra_is_refused(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_onnx_without_the_extra_is_refused(with_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(ConfigError) as caught:
-        export(exported / "mlp.safetensors", tmp_path / "out", onnx=True, reporter=Listener())
+        export(with_onnx / "cnn.safetensors", tmp_path / "out", onnx=True, reporter=Listener())
     assert "pip install 'denetdm[onnx]'" in caught.value.fix
     assert list(tmp_path.iterdir()) == []
