@@ -31,7 +31,7 @@ _control: distributed.ProcessGroup | None = None
 class Ranks:
     """The rank of this process, and the number of ranks.
 
-    Every rank must call `all_reduce_*`, `broadcast_buffers`, `run_on_main` and `enter_on_main` in the same order.
+    Every rank must call `all_reduce_*`, `all_gather`, `broadcast_buffers`, `run_on_main` and `enter_on_main` in the same order.
 
     Attributes:
         rank: of this process, from 0; rank 0 is the main one, which writes files and prints.
@@ -72,6 +72,22 @@ class Ranks:
         largest = torch.tensor(value, dtype=torch.float64)
         distributed.all_reduce(largest, distributed.ReduceOp.MAX, group=_control)
         return float(largest)
+
+    def all_gather(self, values: Tensor) -> Tensor:
+        """Values (B, ...) of all ranks, rank by rank, (sum of all B, ...); B may differ between ranks.
+
+        A method with tables of one value per training image gathers (index, loss) before it updates them.
+        """
+        if self.size == 1:
+            return values
+        counts = torch.zeros(self.size, dtype=torch.int64, device=values.device)
+        counts[self.rank] = len(values)
+        sizes = self.all_reduce_sum(counts).tolist()
+        padded = values.new_zeros((max(sizes), *values.shape[1:]))
+        padded[: len(values)] = values
+        gathered = [torch.empty_like(padded) for _ in sizes]
+        distributed.all_gather(gathered, padded, group=_group(padded))
+        return torch.cat([part[:size] for part, size in zip(gathered, sizes, strict=True)])
 
     def broadcast_buffers(self, module: nn.Module) -> None:
         """Copy the buffers of a module, such as the running statistics of BatchNorm, from rank 0 to every rank.

@@ -143,3 +143,12 @@ def test_variables_as_torchrun_sets_them(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setenv(name, str(value))
     assert from_environment() == Ranks(3, 4, 1, 2)
     assert not from_environment().is_main
+
+
+def test_values_of_single_images_are_gathered_from_both_ranks() -> None:
+    printed = on_two_ranks("""
+index = torch.arange(3 - ranks.rank) * 2 + ranks.rank
+loss = index.float()[:, None].repeat(1, 2) / 10
+print(ranks.all_gather(index).tolist(), ranks.all_gather(loss)[:, 1].mul(10).round().int().tolist())
+""")
+    assert printed == ["[0, 2, 4, 1, 3] [0, 2, 4, 1, 3]"] * 2
