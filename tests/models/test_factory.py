@@ -43,6 +43,7 @@ def test_initial_weights_come_from_the_global_stream_alone(config: BranchConfig,
     assert any(not torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_the_branches_of_bffhq_take_its_images() -> None:
     x = torch.rand(2, 3, 224, 224)
     for config in (
@@ -68,7 +69,7 @@ def _net(name: str) -> BranchConfig:
         (_net("resnet18"), 32, False),
         (_net("resnet18"), 33, True),
         (_net("squeezenet1_1"), 32, True),
-        (_net("vit_b_32"), 32, True),
+        pytest.param(_net("vit_b_32"), 32, True, marks=pytest.mark.slow),
         (_net("regnet_x_400mf"), 32, False),
     ],
 )

@@ -1,74 +1,25 @@
-"""Weights a branch of torchvision starts from: what is taken, what is refused, and what is said without a network."""
+"""Weights a branch of torchvision starts from: what is taken from a file, and what is refused."""
 
-import email.message
 import hashlib
-import io
 import pickle
-import socket
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from urllib.error import URLError
 
 import pytest
 import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from start_weights import SMALL, State, build, refused, saved, section
+from torch import nn
 from torchvision import models
 
-from denetdm_cli.config.schema import ModelConfig, TorchvisionConfig
-from denetdm_cli.methods.denetdm.models import ProductOfExperts, TargetModel
-from denetdm_cli.models.factory import build_branch, started_from
-from denetdm_cli.training import checkpoint
-from denetdm_cli.utils.errors import CheckpointError, ConfigError, DownloadError, UserError
-
-SMALL = "shufflenet_v2_x0_5"
-State = dict[str, Tensor]
-
-
-@pytest.fixture(autouse=True)
-def _no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Whoever asks for a file gets none, and torch.hub's folder is empty."""
-
-    def refuse(*_: object, **__: object) -> None:
-        raise URLError("no network here")
-
-    monkeypatch.setattr(torch.hub, "urlopen", refuse)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-
-
-def _config(weights: object, name: str = SMALL, width: int = 7) -> TorchvisionConfig:
-    return TorchvisionConfig(name=name, weights=None if weights is None else str(weights), width=width)
-
-
-def _build(weights: object, name: str = SMALL, width: int = 7, *, start_weights: bool = True) -> nn.Module:
-    torch.manual_seed(0)
-    return build_branch(_config(weights, name, width), (3, 64, 64), start_weights=start_weights)
-
-
-def _refused(kind: type[UserError], weights: object, name: str = SMALL) -> UserError:
-    with pytest.raises(UserError) as error:
-        _build(weights, name)
-    assert type(error.value) is kind
-    return error.value
-
-
-def _saved(path: Path, name: str = SMALL, change: Callable[[State], object] = lambda state: None) -> Path:
-    torch.manual_seed(1)
-    state = models.get_model(name, weights=None).state_dict()
-    change(state)
-    if path.suffix == ".safetensors":
-        save_file(dict(state), path)
-    else:
-        torch.save(state, path)
-    return path
+from denetdm_cli.models.factory import build_branch
+from denetdm_cli.utils.errors import CheckpointError
 
 
 @pytest.mark.parametrize("file", ["weights.pth", "weights.safetensors"])
 @pytest.mark.parametrize("width", [64, 512])
 def test_all_but_the_last_layer_comes_from_the_file(tmp_path: Path, file: str, width: int) -> None:
-    path = _saved(tmp_path / file, "resnet18")
-    branch, drawn = _build(path, "resnet18", width), _build(None, "resnet18", width)
+    path = saved(tmp_path / file, "resnet18")
+    branch, drawn = build(path, "resnet18", width), build(None, "resnet18", width)
     torch.manual_seed(1)
     source = models.resnet18()
     state = branch.state_dict()
@@ -84,9 +35,9 @@ def test_all_but_the_last_layer_comes_from_the_file(tmp_path: Path, file: str, w
 
 def test_nothing_is_looked_for_unless_asked(tmp_path: Path) -> None:
     for weights in ("imagenet", tmp_path / "missing.pth", None):
-        branch = _build(weights, start_weights=False)
+        branch = build(weights, start_weights=False)
         assert branch.started_from is None
-        drawn = _build(None).state_dict()
+        drawn = build(None).state_dict()
         assert all(torch.equal(drawn[name], tensor) for name, tensor in branch.state_dict().items())
 
 
@@ -106,7 +57,8 @@ def _drop(*names: str) -> Callable[[State], object]:
         ),
         (
             lambda state: [state.update({f"net.{name}": state.pop(name)}) for name in list(state)],
-            r"missing: conv1.0.weight, conv1.1.weight, conv1.1.bias, conv1.1.running_mean and \d+ more; "
+            r"missing: conv1.0.weight, conv1.1.weight, conv1.1.bias, conv1.1.running_mean, conv1.1.running_var "
+            r"and \d+ more; "
             r"extra: net\.[^,]+, .* and \d+ more",
         ),
         (lambda state: state.update({"conv1.1.bias": torch.ones(24).long()}), "bias is int64.* not float32"),
@@ -115,20 +67,20 @@ def _drop(*names: str) -> Callable[[State], object]:
 def test_a_file_of_another_network_is_refused(
     tmp_path: Path, suffix: str, change: Callable[[State], object], what: str
 ) -> None:
-    path = _saved(tmp_path / f"weights{suffix}", SMALL, change)
+    path = saved(tmp_path / f"weights{suffix}", SMALL, change)
     with pytest.raises(CheckpointError, match=what) as error:
-        _build(path)
+        build(path)
     assert error.value.what.startswith(f"model.target.weights: {path} does not hold the tensors of {SMALL}; ")
 
 
 def test_a_larger_network_of_the_family_is_refused(tmp_path: Path) -> None:
-    path = _saved(tmp_path / "resnet34.pth", "resnet34")
-    assert "extra: layer1.2." in _refused(CheckpointError, path, "resnet18").what
+    path = saved(tmp_path / "resnet34.pth", "resnet34")
+    assert "extra: layer1.2." in refused(CheckpointError, path, "resnet18").what
 
 
 @pytest.mark.parametrize("change", [_drop("fc.weight", "fc.bias"), lambda s: s.update({"fc.weight": torch.ones(3, 5)})])
 def test_the_last_layer_of_the_file_may_be_anything(tmp_path: Path, change: Callable[[State], object]) -> None:
-    assert _build(_saved(tmp_path / "weights.pth", SMALL, change)).started_from
+    assert build(saved(tmp_path / "weights.pth", SMALL, change)).started_from
 
 
 @pytest.mark.parametrize("value", [torch.nan, -torch.inf])
@@ -137,29 +89,29 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, suffix: str, va
     def spoil(*names: str) -> Callable[[State], object]:
         return lambda state: [state[name].view(-1)[-1:].fill_(value) for name in names]
 
-    path = _saved(tmp_path / f"weights{suffix}", SMALL, spoil("fc.weight", "conv5.0.weight", "conv1.1.running_var"))
-    error = _refused(CheckpointError, path)
+    path = saved(tmp_path / f"weights{suffix}", SMALL, spoil("fc.weight", "conv5.0.weight", "conv1.1.running_var"))
+    error = refused(CheckpointError, path)
     assert error.what == (
         f"model.target.weights: {path} holds what is no finite number in conv1.1.running_var, conv5.0.weight"
     )
-    assert _build(_saved(tmp_path / f"head{suffix}", SMALL, spoil("fc.weight"))).started_from, "that is left out"
+    assert build(saved(tmp_path / f"head{suffix}", SMALL, spoil("fc.weight"))).started_from, "that is left out"
 
 
 @pytest.mark.parametrize("wrap", [lambda s: {"epoch": 3, "state_dict": s}, lambda s: {f"module.{k}": s[k] for k in s}])
 def test_other_ways_to_save_a_state_dict(tmp_path: Path, wrap: Callable[[State], object]) -> None:
-    state = torch.load(_saved(tmp_path / "plain.pth"))
+    state = torch.load(saved(tmp_path / "plain.pth"))
     torch.save(wrap(state), tmp_path / "wrapped.pth")
-    assert torch.equal(_build(tmp_path / "wrapped.pth").state_dict()["conv5.0.weight"], state["conv5.0.weight"])
+    assert torch.equal(build(tmp_path / "wrapped.pth").state_dict()["conv5.0.weight"], state["conv5.0.weight"])
 
 
 def test_content_decides_not_the_name(tmp_path: Path) -> None:
-    path = _saved(tmp_path / "a.safetensors").rename(tmp_path / "a.pth")
-    assert _build(path).started_from
+    path = saved(tmp_path / "a.safetensors").rename(tmp_path / "a.pth")
+    assert build(path).started_from
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "missing.pth"
-    error = _refused(CheckpointError, path)
+    error = refused(CheckpointError, path)
     assert error.what == f"model.target.weights: no file {path}"
     assert error.fix == (
         f"Check the path, or give a state dict of torchvision's {SMALL} (.pth or .safetensors), imagenet or null."
@@ -169,21 +121,21 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize("keep", [0, 7, 1000, -100])
 def test_a_damaged_file_is_refused(tmp_path: Path, suffix: str, keep: int) -> None:
-    path = _saved(tmp_path / f"weights{suffix}")
+    path = saved(tmp_path / f"weights{suffix}")
     path.write_bytes(path.read_bytes()[:keep])
-    error = _refused(CheckpointError, path)
+    error = refused(CheckpointError, path)
     said = {0: "is empty", 7: "is no file of weights" if "safe" in suffix else "is cut short or damaged: "}
     assert error.what.startswith(f"model.target.weights: {path} {said.get(keep, 'is cut short or damaged: ')}")
     assert error.what.isprintable()
 
 
 def test_a_file_that_is_not_what_its_name_promises_is_refused(tmp_path: Path) -> None:
-    path = _saved(tmp_path / "weights.pth")
+    path = saved(tmp_path / "weights.pth")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     good = path.rename(tmp_path / f"some-net-{digest[:8]}.pth")
-    assert _build(good).started_from == {"file": good.name, "sha256": digest}
+    assert build(good).started_from == {"file": good.name, "sha256": digest}
     bad = good.rename(tmp_path / "some-net-0123abcd.pth")
-    assert f"its SHA-256 begins with {digest[:8]}, but should with 0123abcd" in _refused(CheckpointError, bad).what
+    assert f"its SHA-256 begins with {digest[:8]}, but should with 0123abcd" in refused(CheckpointError, bad).what
 
 
 class _Code:
@@ -195,8 +147,8 @@ def test_no_code_in_a_file_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     torch.save({"conv1.0.weight": _Code()}, tmp_path / "torch.pth")
     (tmp_path / "plain.pth").write_bytes(pickle.dumps(_Code(), protocol=2))
-    assert "holds more than tensors" in _refused(CheckpointError, tmp_path / "torch.pth").what
-    _refused(CheckpointError, tmp_path / "plain.pth")
+    assert "holds more than tensors" in refused(CheckpointError, tmp_path / "torch.pth").what
+    refused(CheckpointError, tmp_path / "plain.pth")
     assert not (tmp_path / "ran").exists()
 
 
@@ -211,9 +163,10 @@ def test_no_code_in_a_file_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 )
 def test_more_than_a_state_dict_is_refused(tmp_path: Path, content: object, what: str) -> None:
     torch.save(content, tmp_path / "weights.pth")
-    assert _refused(CheckpointError, tmp_path / "weights.pth").what.endswith(f" holds {what}")
+    assert refused(CheckpointError, tmp_path / "weights.pth").what.endswith(f" holds {what}")
 
 
+@pytest.mark.slow
 def test_the_old_names_of_densenets_are_understood(tmp_path: Path) -> None:
     def age(state: State) -> None:
         for name in list(state):
@@ -222,32 +175,34 @@ def test_the_old_names_of_densenets_are_understood(tmp_path: Path) -> None:
                 state[name.replace("norm1.", "norm.1.").replace("conv2.", "conv.2.")] = tensor
         state._metadata = None  # type: ignore[attr-defined]
 
-    path = _saved(tmp_path / "old.pth", "densenet121", age)
+    path = saved(tmp_path / "old.pth", "densenet121", age)
     assert "features.denseblock1.denselayer1.norm.1.weight" in torch.load(path)
     torch.manual_seed(1)
     expected = models.densenet121().features.denseblock4.denselayer16.conv2.weight
-    assert torch.equal(_build(path, "densenet121").features.denseblock4.denselayer16.conv2.weight, expected)
+    assert torch.equal(build(path, "densenet121").features.denseblock4.denselayer16.conv2.weight, expected)
 
 
 def test_the_auxiliary_heads_of_a_googlenet_are_left_out(tmp_path: Path) -> None:
     torch.manual_seed(1)
     source = models.googlenet(aux_logits=True, init_weights=False)
     torch.save(source.state_dict(), tmp_path / "googlenet.pth")
-    branch = _build(tmp_path / "googlenet.pth", "googlenet")
+    branch = build(tmp_path / "googlenet.pth", "googlenet")
     assert torch.equal(branch.inception5b.branch4[1].conv.weight, source.inception5b.branch4[1].conv.weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "width"), [("googlenet", 1024), ("inception_v3", 2048)])
 def test_networks_whose_input_is_changed_for_their_weights_are_torchvisions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, width: int
 ) -> None:
+    monkeypatch.setattr(nn.init, "trunc_normal_", lambda tensor, *_, **__: tensor)  # it takes seconds
     torch.manual_seed(1)
     state = models.get_model(name, weights=None, init_weights=False).state_dict()
     torch.save(state, tmp_path / "weights.pth")
     monkeypatch.setattr(models.WeightsEnum, "get_state_dict", lambda *_, **__: state)
     theirs = models.get_model(name, weights="IMAGENET1K_V1").eval()
     theirs.fc = nn.Identity()
-    config = _config(tmp_path / "weights.pth", name, width)
+    config = section(tmp_path / "weights.pth", name, width)
     x = torch.rand(2, 3, 96, 96)
     with torch.no_grad():
         ours = build_branch(config, (3, 96, 96), start_weights=True).eval()
@@ -255,7 +210,7 @@ def test_networks_whose_input_is_changed_for_their_weights_are_torchvisions(
         rebuilt = build_branch(config, (3, 96, 96)).eval()  # as from a checkpoint
         rebuilt.load_state_dict(ours.state_dict())
         assert torch.equal(rebuilt(x), theirs(x))
-        unchanged = build_branch(_config(None, name, width), (3, 96, 96)).eval()
+        unchanged = build_branch(section(None, name, width), (3, 96, 96)).eval()
         unchanged.load_state_dict(ours.state_dict())
         assert not torch.equal(unchanged(x), theirs(x))
 
@@ -286,7 +241,7 @@ def test_the_positions_of_a_vision_transformer_are_interpolated(
     theirs = small_vit(size)
     theirs.load_state_dict(models.vision_transformer.interpolate_embeddings(size, 16, source.state_dict()))
     theirs.heads.head = nn.Identity()
-    config = _config(tmp_path / "weights.pth", "vit_b_16", 8)
+    config = section(tmp_path / "weights.pth", "vit_b_16", 8)
     ours = build_branch(config, (3, size, size), start_weights=True)
     x = torch.rand(2, 3, size, size)
     assert torch.equal(ours.eval()(x), theirs.eval()(x))
@@ -303,140 +258,16 @@ def test_positions_that_are_no_square_of_patches_are_refused(
     state["encoder.pos_embedding"] = torch.ones(shape)
     torch.save(state, tmp_path / "weights.pth")
     with pytest.raises(CheckpointError, match=r"another shape or type: encoder\.pos_embedding is"):
-        build_branch(_config(tmp_path / "weights.pth", "vit_b_16", 8), (3, 64, 64), start_weights=True)
+        build_branch(section(tmp_path / "weights.pth", "vit_b_16", 8), (3, 64, 64), start_weights=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "sizes"), [("swin_t", (224, 45)), ("swin_v2_t", (224, 64)), ("maxvit_t", (224, 448))])
 def test_other_transformers_have_the_same_tensors_at_every_size(name: str, sizes: tuple[int, int]) -> None:
-    one, other = (build_branch(_config(None, name), (3, size, size)).state_dict() for size in sizes)
+    one, other = (build_branch(section(None, name), (3, size, size)).state_dict() for size in sizes)
     assert {key: tensor.shape for key, tensor in one.items()} == {key: tensor.shape for key, tensor in other.items()}
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_a_mnasnet_starts_from_a_file(tmp_path: Path, suffix: str) -> None:
-    assert _build(_saved(tmp_path / f"weights{suffix}", "mnasnet0_5"), "mnasnet0_5").started_from
-
-
-@pytest.mark.parametrize("failure", [URLError("unreachable"), TimeoutError("timed out"), ConnectionResetError("reset")])
-def test_without_a_network_the_message_says_which_file_and_where(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception, capfd: pytest.CaptureFixture[str]
-) -> None:
-    timeouts = []
-
-    def fail(*_: object, **__: object) -> None:
-        timeouts.append(socket.getdefaulttimeout())
-        raise failure
-
-    monkeypatch.setattr(torch.hub, "urlopen", fail)
-    before = socket.getdefaulttimeout()
-    error = _refused(DownloadError, "imagenet", "resnet18")
-    assert timeouts == [15]
-    assert socket.getdefaulttimeout() == before
-    folder = tmp_path / "torch" / "hub" / "checkpoints"
-    assert str(failure.args[0]) in error.what
-    assert f"of resnet18 (model.target.weights) are not in {folder}" in error.what
-    for part in (models.ResNet18_Weights.IMAGENET1K_V1.url, "resnet18-f37072fd.pth", str(folder)):
-        assert part in error.fix
-    assert "--set model.target.weights=PATH" in error.fix
-    assert "--set model.target.weights=null" in error.fix
-    assert list(folder.iterdir()) == []
-    assert capfd.readouterr().out == ""
-
-
-@pytest.fixture
-def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, bytes]:
-    """Weights that are published under a name with their hash; the network is not there yet."""
-    content = _saved(tmp_path / "published.pth").read_bytes()
-    name = f"net-{hashlib.sha256(content).hexdigest()[:8]}.pth"
-    members = {"IMAGENET1K_V1": SimpleNamespace(url=f"https://example.org/models/{name}")}
-    monkeypatch.setattr(models, "get_model_weights", lambda _: SimpleNamespace(__members__=members))
-    return name, content
-
-
-class _Response(io.BytesIO):
-    def info(self) -> email.message.Message:
-        return email.message.Message()
-
-
-def test_imagenet_weights_are_fetched_once(
-    tmp_path: Path,
-    published: tuple[str, bytes],
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    name, content = published
-    asked: list[str] = []
-
-    def answer(request: object) -> _Response:
-        asked.append(request.full_url)  # type: ignore[attr-defined]
-        return _Response(content)
-
-    monkeypatch.setattr(torch.hub, "urlopen", answer)
-    for _ in range(2):
-        assert _build("imagenet").started_from == {"file": name, "sha256": hashlib.sha256(content).hexdigest()}
-    assert asked == [f"https://example.org/models/{name}"]
-    assert capfd.readouterr() == ("", "")
-    (tmp_path / "torch" / "hub" / "checkpoints" / name).write_bytes(content[:-1])
-    assert "is cut short or damaged" in _refused(CheckpointError, "imagenet").what
-
-
-def test_a_download_cut_short_is_refused(
-    tmp_path: Path, published: tuple[str, bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.hub, "urlopen", lambda _: _Response(published[1][:-1]))
-    assert "invalid hash" in _refused(DownloadError, "imagenet").what
-    assert list((tmp_path / "torch" / "hub" / "checkpoints").iterdir()) == []
-
-
-def test_a_network_without_imagenet_weights_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "get_model_weights", lambda _: SimpleNamespace(__members__={}))
-    assert _refused(ConfigError, "imagenet").what.startswith(
-        f"model.target.weights: torchvision has no weights of {SMALL}"
-    )
-
-
-def test_every_classifier_but_the_largest_has_imagenet_weights_with_a_hash_in_their_name() -> None:
-    from denetdm_cli.models.torchvision_nets import _HASH
-
-    for name in models.list_models(module=models):
-        weights = models.get_model_weights(name).__members__.get("IMAGENET1K_V1")
-        assert (weights is None) == (name in ("regnet_y_128gf", "vit_h_14"))
-        assert weights is None or _HASH.search(weights.url)
-
-
-def _models(shallow: object, deep: object, target: object) -> ModelConfig:
-    return ModelConfig(shallow=_config(shallow), deep=_config(deep), target=_config(target))
-
-
-def test_each_stage_starts_only_the_branches_it_trains(tmp_path: Path) -> None:
-    path, missing = _saved(tmp_path / "weights.pth"), tmp_path / "missing.pth"
-    shape = (3, 64, 64)
-    experts = ProductOfExperts(_models(None, path, missing), shape, 10, seed=0, start_weights=True)
-    fact = {"file": "weights.pth", "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    assert started_from(experts) == {"deep": fact}
-    model = TargetModel(_models(missing, missing, path), shape, 10, seed=0, start_weights=True)
-    assert started_from(model) == {"target": fact}
-    for kind, config, key in (
-        (ProductOfExperts, _models(missing, None, None), "model.shallow.weights"),
-        (ProductOfExperts, _models(None, missing, None), "model.deep.weights"),
-        (TargetModel, _models(None, None, missing), "model.target.weights"),
-    ):
-        with pytest.raises(CheckpointError, match=key):
-            kind(config, shape, 10, seed=0, start_weights=True)
-        assert started_from(kind(config, shape, 10, seed=0)) == {}
-
-
-@pytest.mark.parametrize("kind", [ProductOfExperts, TargetModel])
-def test_a_model_is_rebuilt_from_a_checkpoint_without_any_file_of_start_weights(
-    tmp_path: Path, kind: type[ProductOfExperts] | type[TargetModel]
-) -> None:
-    start, path, shape = _saved(tmp_path / "weights.pth"), tmp_path / "last.safetensors", (3, 64, 64)
-    config = _models(start, None if kind is ProductOfExperts else "imagenet", start)
-    model = kind(config, shape, 3, seed=5, start_weights=True)
-    checkpoint.save(path, model.state_dict(), {})
-    start.unlink()
-    rebuilt = kind(config, shape, 3, seed=0)
-    checkpoint.fill(rebuilt, checkpoint.load(path)[0], path)
-    x = torch.rand(2, *shape)
-    with torch.no_grad():
-        assert torch.equal(rebuilt.eval()(x), model.eval()(x))
+    assert build(saved(tmp_path / f"weights{suffix}", "mnasnet0_5"), "mnasnet0_5").started_from

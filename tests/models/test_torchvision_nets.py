@@ -20,6 +20,7 @@ ONE_OF_A_FAMILY = [
 ]  # fmt: skip
 NAMES = EVERY_NAME if os.environ.get("DENETDM_TEST_EVERY_NETWORK") else ONE_OF_A_FAMILY
 """All 80 take three minutes."""
+QUICK = ("alexnet", "mnasnet0_5", "mobilenet_v3_small", "regnet_x_400mf", "shufflenet_v2_x0_5", "squeezenet1_1")
 
 
 def _build(name: str, width: int, size: int | tuple[int, int] = 224) -> nn.Module:
@@ -27,7 +28,9 @@ def _build(name: str, width: int, size: int | tuple[int, int] = 224) -> nn.Modul
     return build_branch(TorchvisionConfig(name=name, weights=None, width=width), (3, *shape))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in NAMES]
+)
 def test_every_classifier_ends_in_a_projection(name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -53,7 +56,11 @@ def test_the_configuration_knows_every_classifier(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "width", "head"),
-    [("resnet18", 512, "fc"), ("squeezenet1_1", 512, "classifier.1"), ("densenet121", 1024, "classifier")],
+    [
+        ("resnet18", 512, "fc"),
+        ("squeezenet1_1", 512, "classifier.1"),
+        pytest.param("densenet121", 1024, "classifier", marks=pytest.mark.slow),
+    ],
 )
 def test_nothing_takes_the_place_of_a_last_layer_that_reads_the_width_already(name: str, width: int, head: str) -> None:
     branch = _build(name, width, 64)
@@ -62,7 +69,7 @@ def test_nothing_takes_the_place_of_a_last_layer_that_reads_the_width_already(na
     assert branch(torch.rand(2, 3, 64, 64)).shape == (2, width)
 
 
-@pytest.mark.parametrize(("size", "width"), [(32, 64), (224, 512)])
+@pytest.mark.parametrize(("size", "width"), [(32, 64), pytest.param(224, 512, marks=pytest.mark.slow)])
 def test_a_resnet18_branch_is_torchvisions_with_another_last_layer_bit_for_bit(size: int, width: int) -> None:
     torch.manual_seed(3)
     ours = _build("resnet18", width, size)
@@ -77,6 +84,7 @@ def test_a_resnet18_branch_is_torchvisions_with_another_last_layer_bit_for_bit(s
     assert sum(parameter.numel() for parameter in ours.parameters()) == 11_176_512 + (513 * 64 if width == 64 else 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "size"), [("vit_b_32", 64), ("maxvit_t", 448), ("swin_t", 45)])
 def test_networks_that_must_know_the_size_are_told(name: str, size: int | tuple[int, int]) -> None:
     shape = (size, size) if isinstance(size, int) else size

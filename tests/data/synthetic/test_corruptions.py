@@ -219,11 +219,12 @@ def test_corruptions_have_streams_of_their_own() -> None:
     assert np.mean(noise[0] == noise[1]) < 0.6
 
 
+@pytest.mark.slow  # it starts two processes
 def test_threads_change_no_byte() -> None:
     code = (
         "import hashlib; from test_corruptions import *\n"
         "digest = hashlib.sha256()\n"
-        "for name in ALL: digest.update(run(pictures(64), name))\n"
+        "for name in ALL: digest.update(run(pictures(16), name))\n"
         "print(digest.hexdigest())"
     )
     paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2]), *sys.path])
