@@ -27,7 +27,7 @@ def make_data(
     ],
     source: SourceOption = None,
     ratio: Annotated[list[float] | None, typer.Option(help="Conflict ratio; may be repeated.")] = None,
-    severity: Annotated[int | None, typer.Option(help="How strong colour or corruption is; the papers use 4.")] = None,
+    severity: Annotated[int | None, typer.Option(help="Strength of color or corruption; the papers use 4.")] = None,
     corruptions: Annotated[
         int | None, typer.Option("--type", help="Corrupted CIFAR-10: which ten corruptions, 0 or 1.")
     ] = None,
@@ -69,7 +69,7 @@ def make_data(
         for value in (ratio if ratio else (None,))
     ]
     made = common.make_or_open(wanted, source, force, frost)
-    imported = source is not None and is_imported(wanted[0])  # of what is made, the recipe says the counts
+    imported = source is not None and is_imported(wanted[0])  # the recipe of a synthetic data set gives the counts
     for stored, new in made:
         show_dataset(stored, f"{stored.path} ({'made now' if new else 'was there already'})", groups=imported)
     if preview is not None:

@@ -43,7 +43,7 @@ def evaluate(
         config = common.absolute(config.model_copy(update={"dataset": config.dataset.model_copy(update=root)}))
         trained_on = folder(config.dataset)
         if data_root is None and not trained_on.exists():
-            # A checkpoint may come from anywhere: what it says of folders is no reason to write there.
+            # The checkpoint may be from somebody else: never write to the folder that it names.
             raise DataError(
                 f"the data set the checkpoint was trained on is not in {trained_on}",
                 "Give the folder that holds it with --data-root (it is made there if it is missing), or evaluate on "

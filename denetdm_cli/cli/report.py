@@ -1,4 +1,4 @@
-"""The commands that look at many runs at once: how far they are, and what came out."""
+"""The commands that read many runs: status and report."""
 
 import json
 from pathlib import Path
@@ -80,7 +80,7 @@ def report(
 
 
 def _summaries(given: list[Path]) -> list[Any]:
-    """What is found in some folders, each stage once."""
+    """The stages in some folders, each once."""
     from denetdm_cli.results.records import find_stages, summarise_stage
 
     folders: dict[Path, Path] = {}

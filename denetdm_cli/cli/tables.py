@@ -28,7 +28,7 @@ _COLUMNS = ("unbiased", "accuracy", "aligned", "conflicting", "worst_group")
 
 
 def show_finished(finished: StageFinished, rule: str, next_command: str) -> None:
-    """One table for a stage and the next command to type."""
+    """The results of a stage, and the command that follows it."""
     results = finished.results
     kept = results["rules"][rule]
     if finished.already:
@@ -46,7 +46,7 @@ def show_finished(finished: StageFinished, rule: str, next_command: str) -> None
 
 
 def show_scores(scores: Sequence[Score], summary: Mapping[str, Any]) -> None:
-    """A table a checkpoint with its group matrix, or mean and standard deviation over several."""
+    """Metrics and groups of one checkpoint, or mean and standard deviation over several."""
     out = stream(stderr=False)
     metadata = scores[0].metadata
     if len(scores) == 1:
@@ -78,7 +78,7 @@ def show_scores(scores: Sequence[Score], summary: Mapping[str, Any]) -> None:
 def _show_metrics(
     out: Console, title: str, metrics: Mapping[str, Mapping[str, Any]], names: Mapping[str, Any], reported: str
 ) -> None:
-    """A row a predictor; which group or class is its worst goes below, where the longest names have room."""
+    """A row for each predictor; its worst group or class stands below the table."""
     columns = _columns(metrics)
     rows = [[name, *(percent(found[key]) for key in columns)] for name, found in metrics.items()]
     _show_table(out, f"{title}: accuracy in %", ["predictor", *_starred(columns, reported)], rows)
@@ -122,9 +122,9 @@ def _show_provenance(out: Console, score: Score) -> None:
 
 
 def _show_groups(out: Console, score: Score) -> None:
-    """The groups of the model to ship; how many of them are empty."""
-    shipped = next(iter(score.metrics))
-    groups = score.metrics[shipped]["groups"]
+    """Accuracy by group of the reported predictor, and the number of empty groups."""
+    reported = next(iter(score.metrics))
+    groups = score.metrics[reported]["groups"]
     if groups is None:
         there = set(score.predictions.target.tolist())
         absent = [name for number, name in enumerate(score.dataset["class_names"]) if number not in there]
@@ -132,7 +132,7 @@ def _show_groups(out: Console, score: Score) -> None:
             out.print(f"No image here of {', '.join(absent)}; the worst class is one of the others.", markup=False)
         return
     rows = [["-" if share is None else f"{100 * share:.1f}" for share in row] for row in groups]
-    title = f"{shipped}: accuracy by group in % (rows: target, columns: bias)"
+    title = f"{reported}: accuracy by group in % (rows: target, columns: bias)"
     _show_matrices(out, score.dataset["class_names"], score.dataset["bias_names"], {title: rows})
     empty = sum(share is None for row in groups for share in row)
     if empty:
@@ -145,9 +145,9 @@ def show_dataset(dataset: StoredDataset, title: str, *, groups: bool, digest: bo
 
     Args:
         dataset: the data set.
-        title: what it is, and whether it was made now.
-        groups: show also how many images each group of each split has.
-        digest: show also size and digest of what is stored.
+        title: above the table.
+        groups: also show the number of images of each group and split.
+        digest: also show image size and digest.
     """
     out = stream(stderr=False)
     classes, biases = len(dataset.class_names), len(dataset.bias_names)
@@ -174,7 +174,7 @@ def show_dataset(dataset: StoredDataset, title: str, *, groups: bool, digest: bo
 
 
 def show_published(listed: "Sequence[Listed]", address: str) -> None:
-    """The authors' models, and what of them is in a folder."""
+    """The authors' models, and the files of them in a folder."""
     rows = []
     for each in listed:
         published = each.published
@@ -218,14 +218,14 @@ def _show_counts(out: Console, dataset: StoredDataset) -> None:
 
 
 def _which(metadata: Mapping[str, Any]) -> str:
-    """Which model of its stage it is: nothing is known of a converted one but the file that it was."""
+    """Seed and epoch of a checkpoint; the original file of a converted one."""
     if source := metadata.get("source"):
         return f"converted from {source['file']}"
     return f"seed {metadata['seed']}, epoch {metadata['epoch']}"
 
 
 def _columns(metrics: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
-    """The figures to show, the worst one last: by class alone where there are no bias labels to judge by."""
+    """The metrics to show, the worst one last: by class alone without bias labels."""
     judged = any(metrics[name]["groups"] is not None for name in metrics)
     return _COLUMNS if judged else LABEL_METRICS
 
@@ -268,7 +268,7 @@ def _show_matrices(
 
 
 def _show_table(out: Console, title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table of text, the first column to the left; what is too long for its column goes on in the next line."""
+    """A table of text, the first column to the left; a cell that is too long wraps."""
     table = Table(box=box.SIMPLE_HEAD, padding=0)
     table.add_column(heads[0], overflow="fold", min_width=_width_of_names(out, [row[0] for row in rows]))
     for head in heads[1:]:

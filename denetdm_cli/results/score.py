@@ -1,4 +1,4 @@
-"""Evaluate checkpoints from their metadata alone, and average over several."""
+"""Evaluation of checkpoints, which need no run folder, and means over several."""
 
 import csv
 from collections.abc import Callable, Iterator, Sequence
@@ -28,22 +28,22 @@ from denetdm_cli.utils.files import atomic_file
 _MAY_DIFFER = ("seed", *PLACE, "dataset.", "selection")
 """Keys in which checkpoints with a common mean may differ; data, rule and teacher are compared by the metadata."""
 PREDICTION_COLUMNS = ("checkpoint", "index")
-"""What the first line of a CSV file of single predictions begins with."""
+"""First columns of the CSV file of predictions."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """What one checkpoint does on one part of a data set.
+    """Accuracies of one checkpoint on one part of a data set.
 
     Attributes:
         path: the checkpoint.
-        metadata: what it says of itself.
+        metadata: of the checkpoint.
         part: evaluation, valid, test or train.
         dataset: the folder and digest of the data, and the names of its classes and bias values.
-        metrics: by predictor, as `evaluation.group_metrics` gives them.
+        metrics: by predictor, as in `evaluation.metrics`.
         predictions: of every image.
-        device: where it was computed.
-        files: names of the files the images of the whole split come from, where that is known.
+        device: name of the device that computed it.
+        files: the file of each image of the split, if known.
     """
 
     path: Path
@@ -57,7 +57,7 @@ class Score:
 
     @property
     def on_selection_data(self) -> bool | None:
-        """Whether the epoch, or its teacher's, was picked by its result on some of these very images; None: unknown."""
+        """Whether some of the evaluated images picked the epoch, or that of its teacher; None: unknown."""
         trained_on, picked_on = self.metadata["dataset"], self.metadata["selection"]["picked_on"]
         own_valid = trained_on["own_valid_split"]
         shared = [part for part in picked_on if overlap(part, self.part, own_valid=own_valid)]
@@ -70,7 +70,7 @@ class Score:
             self.dataset[digest] == trained_on.get(digest) for digest in ("evaluation_digest", "valid_digest")
         )
         recipe, other = ((data.get("recipe") or {}).get("name") for data in (trained_on, self.dataset))
-        # Splits that were drawn from one source in different ways may share images.
+        # Different splits of one source may share images.
         may_share = bool(picked_on) and not unchanged and recipe is not None and recipe == other
         return None if may_share else False
 
@@ -94,10 +94,11 @@ class Score:
 
 
 def find_checkpoint(path: Path, rule: SelectionRule | None) -> Path:
-    """The checkpoint a path stands for: a file, the folder of a stage, or the folder of a run (its last stage).
+    """The checkpoint at a path: a file, or the one that a rule kept in a stage folder or in the last stage of a run.
 
     Raises:
-        CheckpointError: there is none, or there are several stages to choose from.
+        CheckpointError: no checkpoint is found, or the run has several last stages.
+        ConfigError: the file is the checkpoint of another rule.
     """
     if not path.is_dir() and (path.exists() or path.suffix):
         if rule is not None and path.stem in SELECTION_RULES and path.stem != rule:
@@ -146,11 +147,11 @@ def score_all(
     data: Path | None = None,
     part: str | None = None,
 ) -> Iterator[Score]:
-    """Score checkpoints one after the other; a data set that several share is read once.
+    """Evaluate checkpoints in turn; a data set that several share is read once.
 
     Args:
         paths: checkpoints.
-        device: where to compute.
+        device: for the computation.
         open_own: opens the data set of a configuration.
         data: another data set to score all of them on.
         part: evaluation, valid, test or train; by default what the checkpoint's selection rule reports on, and
@@ -167,11 +168,11 @@ def score_all(
         classes = len(trained_on["class_names"])
         if data is None and trained_on["path"] is None:
             raise ConfigError(
-                f"{path} does not say what data it was trained on, for it was converted", "Give a data set: --data DIR."
+                f"{path} was converted and does not name its training data", "Give a data set: --data DIR."
             )
         where = data or Path(trained_on["path"])
         if where not in datasets:
-            unnamed = None if (where / MANIFEST).is_file() else classes  # a manifest says better what does not fit
+            unnamed = None if (where / MANIFEST).is_file() else classes  # a manifest names its classes
             datasets[where] = open_dataset(where, classes=unnamed) if data else open_own(loaded.config)
         dataset = datasets[where]
         if data is None:
@@ -180,7 +181,9 @@ def score_all(
         chosen = part or (str(loaded.metadata["selection"]["reported_on"]) if picked_here else "evaluation")
         split_name, rows = ("train", None) if chosen == "train" else parts_of(dataset)[chosen]
         _require_fit(dataset.splits[split_name], dataset, path, trained_on)
-        images = loaded.config.data.model_copy(update={"cache": "auto"})  # where it was trained says nothing of here
+        images = loaded.config.data.model_copy(
+            update={"cache": "auto"}
+        )  # the machine of the training may have had other memory
         layout = loaded.config.model.convolutional
         key = (where, split_name, images.model_dump_json(), layout)
         if key not in batches:
@@ -208,7 +211,7 @@ def score_all(
 
 
 def _bias_names(dataset: StoredDataset, trained_on: list[str]) -> list[str]:
-    """Names of the bias values of a data set; those of the training data where it has none and there are as many."""
+    """Names of the bias values; those of the training data if the data set has no names and as many values."""
     own = list(dataset.bias_names)
     return trained_on if dataset.manifest is None and len(own) == len(trained_on) else own
 
@@ -217,8 +220,7 @@ def mean_and_std(scores: Sequence[Score]) -> dict[str, dict[str, dict[str, float
     """Mean and sample standard deviation (n - 1) of every metric over several checkpoints, by predictor.
 
     Raises:
-        ConfigError: the checkpoints differ in stage, selection rule or the images they were judged on, so that a mean
-            of them would mean nothing.
+        ConfigError: the checkpoints differ in stage, selection rule, settings or evaluated images.
     """
     if len({score.path.resolve() for score in scores}) < len(scores):
         raise ConfigError("a checkpoint is given twice, so a mean would count it twice", "Name each of them once.")
@@ -261,7 +263,7 @@ def _different_settings(scores: Sequence[Score]) -> set[str]:
 
 
 def write_predictions(path: Path, scores: Sequence[Score]) -> None:
-    """Write one row an image and checkpoint: its file where known, true labels, class and confidence by predictor."""
+    """Write a row for each image and checkpoint: file if known, labels, predicted class and confidence by predictor."""
     predictors = list(scores[0].predictions.predicted)
     columns = [column for name in predictors for column in (f"predicted_{name}", f"confidence_{name}")]
     with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:

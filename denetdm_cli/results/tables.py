@@ -95,7 +95,7 @@ def _latex(text: str) -> str:
 
 
 def status_table(summaries: Sequence[StageSummary], names: Sequence[str]) -> TextTable:
-    """One row a stage; `names` are those of the runs, and what is wrong with a stage stands below."""
+    """One row for each stage, `names` of the runs in the first column; notes with the problems of failed stages."""
     rows = [
         (
             name,
@@ -114,7 +114,7 @@ def status_table(summaries: Sequence[StageSummary], names: Sequence[str]) -> Tex
 
 
 def status_json(summaries: Sequence[StageSummary], names: Sequence[str]) -> list[dict[str, Any]]:
-    """The same for programs: times in seconds, accuracies between 0 and 1."""
+    """The status for programs: times in seconds, accuracies between 0 and 1."""
     return [
         {
             "run": name,
@@ -133,13 +133,13 @@ def status_json(summaries: Sequence[StageSummary], names: Sequence[str]) -> list
 
 
 def report_tables(groups: Sequence[SeedGroup]) -> list[TextTable]:
-    """One table for each data set, stage, teacher and settings; a row is a ratio, model and accuracy."""
+    """One table for each data set, stage, teacher and settings, with a row for each ratio, predictor and metric."""
     together = groupby(groups, key=lambda group: (group.dataset, group.stage, group.teacher, group.settings))
     return [_report_table(list(alike)) for _, alike in together]
 
 
 def csv_rows(groups: Sequence[SeedGroup]) -> list[tuple[object, ...]]:
-    """One row a figure, as `CSV_COLUMNS` names them; what there is not is empty."""
+    """One row for each figure, with the columns `CSV_COLUMNS`; a missing value is empty."""
     return [
         (
             group.dataset,
@@ -166,7 +166,7 @@ def csv_rows(groups: Sequence[SeedGroup]) -> list[tuple[object, ...]]:
 
 
 def report_json(groups: Sequence[SeedGroup], left_out: Sequence[StageSummary]) -> dict[str, Any]:
-    """Everything in full precision, with the runs behind it."""
+    """All figures in full precision, and the runs they are from."""
     return {
         "unit": "percent",
         "std": "sample standard deviation (n - 1)",
@@ -317,7 +317,7 @@ def _headline(each: StageSummary) -> str:
 
 
 def run_name(folder: Path, given: Sequence[Path]) -> str:
-    """The run of a stage folder: below the only path that was given, or else as one would type it."""
+    """The folder of the run, relative to the only path that was given or else as it is."""
     run = folder.parent
     if len(given) == 1 and run != given[0] and run.is_relative_to(given[0]):
         return str(run.relative_to(given[0]))
