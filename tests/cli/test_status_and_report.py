@@ -130,13 +130,23 @@ class TestAnotherMethod:
         (stage / "results.json").unlink()
         assert f" 2/{METHODS['erm'].Settings().epochs} " in good("status").out
 
-    def test_report_and_pictures(self, tmp_path: Path) -> None:
+    def test_report(self, tmp_path: Path) -> None:
         for seed in (0, 1):
             finished(tmp_path / "runs", seed, 0.5, stage="erm")
-        outcome = good("report", "runs", "--plots", "plots")
-        assert outcome.out.splitlines()[0] == "coloredmnist, erm"
-        assert "50.34 (0.16)" in outcome.out, "ERM in Table 1 of the paper"
-        assert outcome.err == "pictures: 6 files in plots\n"
+        out = good("report", "runs").out
+        assert out.splitlines()[0] == "coloredmnist, erm"
+        assert "50.34 (0.16)" in out, "ERM in Table 1 of the paper"
+
+    def test_a_real_run(self, data_root: Path, tmp_path: Path) -> None:
+        options = ("--dataset", "coloredmnist", "--ratio", 0.1, "--device", "cpu", "--epochs", 1, "--batch-size", 64)
+        good("train", "erm", *options, "--data-root", data_root)
+        run = tmp_path / "runs" / NAME / "seed0"
+        found = stages(good("status", "--json"))[f"{NAME}/seed0", "erm"]
+        assert (found["state"], found["headline"]["predictor"]) == ("done", "target")
+        (result,) = json.loads(good("evaluate", run, "--json").out)["results"]
+        assert result["metrics"]["target"]["unbiased"] == pytest.approx(found["headline"]["value"])
+        (group,) = json.loads(good("report", "runs", "--format", "json").out)["groups"]
+        assert set(group["differing_settings"]) == {"erm.epochs", "erm.batch_size"}
 
     def test_settings_of_other_methods_make_no_difference(self, tmp_path: Path) -> None:
         finished(tmp_path / "a", 0, 0.5, stage="erm", settings=("distill.epochs=3", "model.deep.depth=4"))

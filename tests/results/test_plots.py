@@ -91,6 +91,14 @@ def test_accuracy_by_ratio_is_beside_the_papers(groups: list[SeedGroup]) -> None
     assert len(others) == 5
 
 
+def test_another_method_has_its_own_row_of_the_paper(tmp_path: Path) -> None:
+    finished(tmp_path, 0, 0.5, stage="erm")
+    (axes,) = plots._by_ratio(groups_of(tmp_path)).axes
+    points: dict[str, Any] = {part.get_label(): part for part in axes.containers}
+    assert list(points["ERM, the paper"].lines[0].get_ydata()) == pytest.approx([50.34])
+    assert axes.get_title().splitlines()[0] == "coloredmnist, erm"
+
+
 def test_a_group_matrix_is_the_mean_and_says_what_is_empty(groups: list[SeedGroup]) -> None:
     figure = plots._group_matrix(groups[0], "target")
     assert figure is not None
