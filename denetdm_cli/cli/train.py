@@ -57,7 +57,7 @@ EvaluateOption = Annotated[bool, typer.Option("--then-evaluate", help="Evaluate 
 
 
 def train(
-    method: Annotated[str, typer.Argument(help="Name of the method, such as erm; a wrong name lists all.", metavar="METHOD")],
+    method: Annotated[str, typer.Argument(help="Its name, such as erm; a wrong name lists all.", metavar="METHOD")],
     dataset: DatasetOption = None,
     config_file: ConfigOption = None,
     settings: SetOption = None,

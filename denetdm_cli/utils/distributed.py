@@ -31,7 +31,8 @@ _control: distributed.ProcessGroup | None = None
 class Ranks:
     """The rank of this process, and the number of ranks.
 
-    Every rank must call `all_reduce_*`, `all_gather`, `broadcast_buffers`, `run_on_main` and `enter_on_main` in the same order.
+    Every rank must call `all_reduce_*`, `all_gather`, `broadcast_buffers`, `run_on_main` and `enter_on_main` in one
+    order.
 
     Attributes:
         rank: of this process, from 0; rank 0 is the main one, which writes files and prints.

@@ -1,4 +1,4 @@
-"""What version 0.1 wrote stays readable: a finished stage 1 and a stage 2 that was stopped after two of three epochs."""
+"""Files of version 0.1 stay readable: a finished stage 1, and a stage 2 stopped after two of three epochs."""
 
 import shutil
 from pathlib import Path
@@ -61,4 +61,5 @@ def test_a_finished_run_is_finished_already(run: Path, dataset: StoredDataset) -
 
 def test_both_are_in_a_report(run: Path) -> None:
     found, _ = find_stages(run)
-    assert {folder.name: summarise_stage(folder).state for folder in found} == {"train-poe": "done", "distill": "stopped"}
+    states = {folder.name: summarise_stage(folder).state for folder in found}
+    assert states == {"train-poe": "done", "distill": "stopped"}
