@@ -74,12 +74,15 @@ class TestCheckpoints:
         rewritten(path, {}, metadata)
         self.is_refused(path, "missing: shallow.layers.2.bias, shallow.layers.2.weight")
 
+    def test_an_unknown_method(self, path: Path) -> None:
+        rewritten(path, {}, {"stage": "train-erm"})
+        self.is_refused(path, "train-erm", "Known methods")
+
     @pytest.mark.parametrize(
         ("change", "word"),
         [
             ({"config": None}, "config: "),
-            ({"config": {"seed": 0}}, "model: missing"),
-            ({"stage": "train-erm"}, "stage: "),
+            ({"config": {"seed": 0}}, "dataset"),
             ({"stage": None}, "stage: "),
             ({"selection": None}, "selection: "),
             ({"selection": {"rule": "last"}}, "selection.teacher_rule: "),
