@@ -200,27 +200,25 @@ with distributed.process_group(distributed.Ranks(0, 2, 0, 2), device):
         assert done.stdout.splitlines() == [f"{backend} gloo", "3.0 seen", "[1.0, 1.0] True"]
 
 
+@pytest.fixture(scope="module")
+def split() -> Split:
+    """61 MB of images."""
+    images = np.random.RandomState(0).randint(0, 256, (20_000, 32, 32, 3)).astype(np.uint8)
+    return Split(images, (np.arange(len(images)) % 10).astype(np.uint8), None)
+
+
 class TestMemory:
-    IMAGES = 20_000
-
-    @pytest.fixture(scope="class")
-    def split(self) -> Split:
-        """61 MB of images."""
-        random = np.random.RandomState(0)
-        images = random.randint(0, 256, (self.IMAGES, 32, 32, 3)).astype(np.uint8)
-        return Split(images, (np.arange(self.IMAGES) % 10).astype(np.uint8), None)
-
     @pytest.mark.parametrize("cache", ["device", "host", "stream"])
     def test_only_the_device_cache_takes_gpu_memory(self, split: Split, cache: str) -> None:
         device = torch.device(ON)
-        config = DataConfig(cache=cache, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+        config = DataConfig(cache=cache)
         if ON == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
         batches = Batches(split, device, config, augment=False)
         seen = sum(len(batch.x) for batch in batches.in_order(256))
-        assert seen == self.IMAGES
+        assert seen == len(split.images)
         if ON == "cuda":
             peak = torch.cuda.max_memory_allocated() - before
             size = split.images.nbytes
