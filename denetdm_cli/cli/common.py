@@ -154,7 +154,7 @@ def train(job: Any, dataset: Any, ranks: Any) -> list[Any]:
 
 
 def train_many(jobs: list[Any], workers: int | None) -> list[Any]:
-    """Train many runs at once, and return the ends of the last stages of those that came to one.
+    """Train many runs at once, and return the ends of the last stages of those that finished.
 
     Raises:
         UserError: one of them failed; the others went on to their end.
@@ -203,7 +203,7 @@ def launched(processes: int | None) -> None:
 
 
 def resume_command() -> str:
-    """The command that goes on where this one was stopped."""
+    """The command that resumes what this one trained."""
     kept = [argument for argument in sys.argv[1:] if argument != "--force" and not argument.startswith("--resume=")]
     while "--resume" in kept:
         at = kept.index("--resume")

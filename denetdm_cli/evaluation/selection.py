@@ -52,7 +52,7 @@ def is_best(records: Sequence[Mapping[str, Any]], rule: SelectionRule, metric: s
 
 
 def provenance(rule: SelectionRule, metric: str, teacher: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What every result says of the selection behind it.
+    """The selection that led to a result, as every result states it.
 
     Args:
         rule: the selection rule.

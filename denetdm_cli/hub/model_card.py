@@ -25,8 +25,6 @@ _METRIC_NAMES = {
     "worst_group": "Accuracy of the worst group",
     "worst_class": "Accuracy of the worst class",
 }
-_LINKS = {"DeNetDM": "[DeNetDM](https://arxiv.org/abs/2403.19863) (Sreelatha et al., NeurIPS 2024)"}
-"""Papers of methods, by the name in their titles."""
 
 
 def model_card(target: TargetCheckpoint, network: Portable, digest: str, *, onnx: bool) -> str:
@@ -180,7 +178,8 @@ def _training(target: TargetCheckpoint) -> Iterator[str]:
     yield ""
     for kind in _methods(target):
         branches = ", ".join(f"{name}: {_branch(getattr(config.model, name))}" for name in kind.branches)
-        yield f"- Method `{kind.name}` ({branches}). {_linked(kind.title)}"
+        paper = f" Published: {kind.paper}." if kind.paper else ""
+        yield f"- Method `{kind.name}` ({branches}). {kind.title}{paper}"
     digest, count = _or_unknown(data["digest"]), len(target.class_names)
     yield f"- Data: {_text(_data_name(target))}, {count} classes; digest {digest}."
     if isinstance(data.get("recipe"), dict):
@@ -263,12 +262,6 @@ def _origin(target: TargetCheckpoint, digest: str) -> Iterator[str]:
 def _methods(target: TargetCheckpoint) -> list[type[Method]]:
     """The methods of the training, in their order."""
     return [METHODS[name] for name in methods_up_to(target.method.name)]
-
-
-def _linked(title: str) -> str:
-    for name, link in _LINKS.items():
-        title = title.replace(name, link)
-    return title
 
 
 def _metrics(target: TargetCheckpoint) -> Mapping[str, Any]:

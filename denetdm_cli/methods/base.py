@@ -68,6 +68,7 @@ class Method(ABC):
     Class attributes:
         name: of the command, the run folder and, with underscores, the section of the configuration.
         title: one line for help and docs.
+        paper: where the method was published, in Markdown; "" for nowhere.
         Settings: the section of the configuration.
         predictors: names of what `predict` gives; the first is reported and exported.
         branches: the networks of the section `model` that it trains.
@@ -81,6 +82,7 @@ class Method(ABC):
 
     name: ClassVar[str]
     title: ClassVar[str]
+    paper: ClassVar[str] = ""
     Settings: ClassVar[type[MethodSettings]]
     predictors: ClassVar[tuple[str, ...]]
     branches: ClassVar[tuple[str, ...]] = ("target",)

@@ -50,7 +50,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """How the run is told from others below one folder: `<data set>/seed<k>`."""
+        """The name of the run among others below one folder: `<data set>/seed<k>`."""
         return f"{self.run.parent.name}/{self.run.name}"
 
     def events(self, dataset: StoredDataset, ranks: Ranks = SINGLE_PROCESS) -> Generator[Event, None, None]:

@@ -46,7 +46,7 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its end."""
+        """Whether the run is finished."""
         return self.results_file.is_file()
 
     def config(self) -> Config:

@@ -46,6 +46,7 @@ class Distill(Method):
 
     name = "distill"
     title = "Stage 2 of DeNetDM: the target model, distilled from a finished stage 1."
+    paper = "[DeNetDM](https://arxiv.org/abs/2403.19863) (Sreelatha et al., NeurIPS 2024)"
     Settings = DistillSettings
     predictors = ("target",)
     starts_from = "train-poe"

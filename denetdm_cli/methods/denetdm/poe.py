@@ -38,6 +38,7 @@ class TrainPoe(Method):
 
     name = "train-poe"
     title = "Stage 1 of DeNetDM: a shallow and a deep branch as a product of experts."
+    paper = "[DeNetDM](https://arxiv.org/abs/2403.19863) (Sreelatha et al., NeurIPS 2024)"
     Settings = TrainPoeSettings
     predictors = ("shallow", "deep", "product")
     branches = ("shallow", "deep")

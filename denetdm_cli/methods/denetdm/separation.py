@@ -1,4 +1,4 @@
-"""Whether the branches of stage 1 went separate ways, told without bias labels."""
+"""Whether the branches of stage 1 separate, without bias labels."""
 
 from typing import Any
 
