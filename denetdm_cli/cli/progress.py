@@ -22,8 +22,7 @@ from rich.progress import (
 from rich.text import Text
 
 from denetdm_cli.methods import METHODS
-from denetdm_cli.training.events import EpochEvaluated, Event, StageFinished, StageStarted
-from denetdm_cli.training.events import Progress as StepProgress
+from denetdm_cli.training.events import EpochEvaluated, Event, StageFinished, StageStarted, StepProgress
 from denetdm_cli.training.run_folder import RunFolder
 from denetdm_cli.training.workers import Failed, News
 from denetdm_cli.utils import signals

@@ -15,7 +15,7 @@ from denetdm_cli.config.schema import Config
 from denetdm_cli.data.raw.cifar10 import CLASS_NAMES as CIFAR10_CLASSES
 from denetdm_cli.data.synthetic.colored_mnist import COLOUR_NAMES
 from denetdm_cli.evaluation.selection import provenance, reported_metric
-from denetdm_cli.hub.official import ARCHITECTURES, KINDS, Dataset, Official, recognise, to_official, to_ours
+from denetdm_cli.hub.official import ARCHITECTURES, OFFICIAL_MODELS, Dataset, Official, recognise, to_official, to_ours
 from denetdm_cli.models.state_dict import is_safetensors, read_state_dict
 from denetdm_cli.training import checkpoint
 from denetdm_cli.utils.errors import CheckpointError
@@ -159,7 +159,7 @@ def _kind_of(loaded: checkpoint.LoadedMethod, path: Path) -> Official:
     Raises:
         CheckpointError: it equals none; the message names the settings that differ from the nearest.
     """
-    kinds = [kind for kind in KINDS if kind.stage == loaded.metadata["stage"]]
+    kinds = [kind for kind in OFFICIAL_MODELS if kind.stage == loaded.metadata["stage"]]
     found = {kind: _different_settings(loaded, kind) for kind in kinds}
     nearest = min(kinds, key=lambda kind: (len(found[kind]), kind.dataset != loaded.config.dataset.name))
     if different := found[nearest]:

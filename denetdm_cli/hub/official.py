@@ -17,7 +17,7 @@ from denetdm_cli.config.schema import (
     TorchvisionConfig,
 )
 from denetdm_cli.methods.denetdm.models import ProductOfExperts, TargetModel
-from denetdm_cli.models.state_dict import COUNTER, describe_differences, differences
+from denetdm_cli.models.state_dict import COUNTER, describe_differences, tensor_differences
 from denetdm_cli.utils.errors import CheckpointError
 
 Dataset: TypeAlias = Literal["coloredmnist", "corruptedcifar10", "bffhq"]
@@ -120,7 +120,7 @@ _PREFIXES: dict[Official, _Prefixes] = {
     Official("bffhq", "distill"): {"target": ("debias_branch",), **_DEEP},
 }
 """Modules of denetdm to those of the official code; a module with several names is stored once under each."""
-KINDS = tuple(_PREFIXES)
+OFFICIAL_MODELS = tuple(_PREFIXES)
 
 
 def recognise(state: Mapping[str, Tensor], origin: str = "the state dict") -> Official:
@@ -134,7 +134,7 @@ def recognise(state: Mapping[str, Tensor], origin: str = "the state dict") -> Of
     Raises:
         CheckpointError: it is none of the six; the message names the nearest and the differences.
     """
-    found = {kind: differences(state, _expected(state, kind)) for kind in KINDS}
+    found = {kind: tensor_differences(state, _expected(state, kind)) for kind in OFFICIAL_MODELS}
     for kind, different in found.items():
         if not any(different.values()):
             return kind
@@ -143,7 +143,7 @@ def recognise(state: Mapping[str, Tensor], origin: str = "the state dict") -> Of
         names, expected = state.keys(), _official_tensors(kind).keys()
         return (len(names & expected) - len(found[kind]["of another shape or type"]) / 2) / len(names | expected)
 
-    nearest = max(KINDS, key=likeness)
+    nearest = max(OFFICIAL_MODELS, key=likeness)
     raise CheckpointError(
         f"{origin} is none of the official code's models; the nearest is {nearest}; "
         f"{describe_differences(found[nearest])}",
@@ -236,7 +236,7 @@ def _expected(state: Mapping[str, Tensor], kind: Official) -> dict[str, Tensor]:
 
 
 def _require(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], kind: Official, origin: str) -> None:
-    if different := describe_differences(differences(found, expected)):
+    if different := describe_differences(tensor_differences(found, expected)):
         raise CheckpointError(
             f"{origin} is not {kind}; {different}", "Give an unaltered file of the model it is said to be."
         )

@@ -62,7 +62,7 @@ def is_safetensors(path: Path) -> bool:
     return start[8:10] == b'{"' and int.from_bytes(start[:8], "little") <= _LONGEST_HEADER
 
 
-def differences(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, list[str]]:
+def tensor_differences(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, list[str]]:
     """What is missing, extra, and of another shape or type, by these words; empty lists where nothing is.
 
     Numbers of 16 bits may stand for float32.
@@ -79,7 +79,7 @@ def differences(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
 
 
 def describe_differences(different: Mapping[str, list[str]]) -> str:
-    """What `differences` found; nothing where it found none."""
+    """What `tensor_differences` found; nothing where it found none."""
     return "; ".join(f"{word}: {first_few(names)}" for word, names in different.items() if names)
 
 

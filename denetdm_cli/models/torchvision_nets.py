@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from denetdm_cli.config.schema import TorchvisionConfig
-from denetdm_cli.models.state_dict import COUNTER, describe_differences, differences, read_state_dict
+from denetdm_cli.models.state_dict import COUNTER, describe_differences, read_state_dict, tensor_differences
 from denetdm_cli.utils.errors import CheckpointError, ConfigError, DownloadError
 from denetdm_cli.utils.files import sha256
 from denetdm_cli.utils.text import first_few
@@ -150,7 +150,7 @@ def _load_start_weights(net: nn.Module, head: str, name: str, path: Path) -> dic
         for t, content in net.state_dict().items()
         if not t.startswith(f"{head}.") and (t in tensors or not t.endswith(COUNTER))
     }
-    if different := describe_differences(differences(tensors, expected)):
+    if different := describe_differences(tensor_differences(tensors, expected)):
         raise CheckpointError(
             f"{path} does not hold the tensors of {name}; {different}",
             f"Give a state dict of torchvision's {name}; only its last layer may differ. (Of a target model trained "

@@ -33,7 +33,7 @@ class StageFinished:
 
 
 @dataclass(frozen=True)
-class Progress:
+class StepProgress:
     """Within an epoch, a few times a second.
 
     Attributes:
@@ -64,4 +64,4 @@ class EpochTrained:
     seconds: float
 
 
-Event = StageStarted | Progress | EpochEvaluated | StageFinished
+Event = StageStarted | StepProgress | EpochEvaluated | StageFinished

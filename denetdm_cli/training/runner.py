@@ -15,7 +15,7 @@ from denetdm_cli.evaluation.evaluator import Evaluation
 from denetdm_cli.evaluation.selection import is_best, provenance, reported_metric
 from denetdm_cli.methods.base import Method
 from denetdm_cli.training import checkpoint
-from denetdm_cli.training.events import EpochEvaluated, EpochTrained, Event, Progress, StageFinished, StageStarted
+from denetdm_cli.training.events import EpochEvaluated, EpochTrained, Event, StageFinished, StageStarted, StepProgress
 from denetdm_cli.training.run_folder import RunFolder
 from denetdm_cli.training.trainer import Trainer
 from denetdm_cli.utils import signals
@@ -171,7 +171,7 @@ def run(stage: Stage | StageFinished, ranks: Ranks = SINGLE_PROCESS) -> Iterator
     runner = StageRunner(stage, ranks)
     yield runner.started()
     for event in runner.trainer.run():
-        if isinstance(event, Progress):
+        if isinstance(event, StepProgress):
             yield event
             runner.maybe_save_resume_state()
         else:
@@ -182,7 +182,7 @@ def run(stage: Stage | StageFinished, ranks: Ranks = SINGLE_PROCESS) -> Iterator
                 raise
             yield runner.write_epoch(measured)
         if signal := int(ranks.all_reduce_max(signals.pending())):
-            if isinstance(event, Progress):
+            if isinstance(event, StepProgress):
                 runner.save_resume_state()
             raise signals.Stopped(signal)
     yield runner.finish()

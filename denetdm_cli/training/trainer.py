@@ -13,7 +13,7 @@ from denetdm_cli.config.schema import ComputeConfig, MethodSettings
 from denetdm_cli.data.batches import Batch, Batches
 from denetdm_cli.methods.base import Method
 from denetdm_cli.training import checkpoint
-from denetdm_cli.training.events import EpochTrained, Progress
+from denetdm_cli.training.events import EpochTrained, StepProgress
 from denetdm_cli.training.optimizer import build_optimizer
 from denetdm_cli.utils.distributed import SINGLE_PROCESS, Ranks
 from denetdm_cli.utils.errors import CheckpointError, NumericError
@@ -105,7 +105,7 @@ class Trainer:
         """Steps of the running epoch taken so far."""
         return len(self._history.sizes)
 
-    def run(self) -> Iterator[Progress | EpochTrained]:
+    def run(self) -> Iterator[StepProgress | EpochTrained]:
         """Train to the last epoch, one event at a time.
 
         Raises:
@@ -124,7 +124,7 @@ class Trainer:
                 if self._epoch == epoch:
                     self.next_epoch()
 
-    def progress(self) -> Progress:
+    def progress(self) -> StepProgress:
         """The running epoch after its newest step.
 
         Raises:
@@ -133,7 +133,7 @@ class Trainer:
         history = self._history
         loss = float(self._finite(history.checked)[-1].sum())
         history.checked = self.steps
-        return Progress(self._epoch, sum(history.sizes), loss)
+        return StepProgress(self._epoch, sum(history.sizes), loss)
 
     def end_epoch(self) -> EpochTrained:
         """The epoch after its last step.
@@ -196,7 +196,7 @@ class Trainer:
         else:  # every rank its own; and there may be another number of ranks than there was
             torch.manual_seed(derive_seed(*seed, ranks.rank, self.steps))
 
-    def _epoch_steps(self) -> Iterator[Progress]:
+    def _epoch_steps(self) -> Iterator[StepProgress]:
         settings, ranks = self.settings, self._ranks
         batches = self.batches.shuffled(
             settings.batch_size,

@@ -10,7 +10,7 @@ from cli_support import EPOCHS, NAME, STAMP, Outcome, call, good, plain, refused
 from own_images import class_folders, tiny
 
 from denetdm_cli.cli import progress
-from denetdm_cli.training.events import Progress, StageFinished, StageStarted
+from denetdm_cli.training.events import StageFinished, StageStarted, StepProgress
 from denetdm_cli.utils import log as logs
 
 
@@ -80,7 +80,7 @@ class TestHowMuch:
         try:
             with contextlib.redirect_stderr(Terminal()) as screen:
                 began = StageStarted("train-poe", Path("folder"), 1, 1, 9)
-                assert progress.follow(iter([began, Progress(1, 5, 2.5), finished]), "again") == [finished]
+                assert progress.follow(iter([began, StepProgress(1, 5, 2.5), finished]), "again") == [finished]
                 report = progress.DataReport()
                 report.advance("reading", 1, 2)
                 report.close()

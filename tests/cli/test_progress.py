@@ -11,7 +11,7 @@ import pytest
 from cli_support import EPOCHS, NAME, STAMP, Outcome, good, plain
 
 from denetdm_cli.cli import progress
-from denetdm_cli.training.events import EpochEvaluated, Progress, StageFinished, StageStarted
+from denetdm_cli.training.events import EpochEvaluated, StageFinished, StageStarted, StepProgress
 
 
 class TestOutput:
@@ -63,7 +63,7 @@ class TestOutput:
         finished = StageFinished(Path("folder"), {}, already=False)
         events = [
             StageStarted("train-poe", Path("folder"), 99, 100, 123456),
-            Progress(99, 5, 2.5),
+            StepProgress(99, 5, 2.5),
             EpochEvaluated(record),
             finished,
         ]

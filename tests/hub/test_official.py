@@ -7,7 +7,7 @@ from official_reference import CLASSES, SIX, SIZES, Reference, images
 from torch import Tensor, nn
 
 from denetdm_cli.config.load import load_config, preset_path
-from denetdm_cli.hub.official import ARCHITECTURES, KINDS, Official, recognise, to_official, to_ours
+from denetdm_cli.hub.official import ARCHITECTURES, OFFICIAL_MODELS, Official, recognise, to_official, to_ours
 from denetdm_cli.methods.denetdm.models import ProductOfExperts, TargetModel
 from denetdm_cli.utils.errors import CheckpointError
 
@@ -74,7 +74,7 @@ def test_the_presets_have_the_official_networks() -> None:
     for dataset, architecture in ARCHITECTURES.items():
         without = [] if dataset == "coloredmnist" else ["model.target.weights=null"]
         assert load_config(preset_path(dataset), without).model == architecture.model
-    assert len(KINDS) == 6
+    assert len(OFFICIAL_MODELS) == 6
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from denetdm_cli.data.store import Split
 from denetdm_cli.methods.base import Method
 from denetdm_cli.methods.denetdm.poe import TrainPoeSettings
 from denetdm_cli.training import checkpoint
-from denetdm_cli.training.events import EpochTrained, Progress
+from denetdm_cli.training.events import EpochTrained, StepProgress
 from denetdm_cli.training.trainer import Trainer
 from denetdm_cli.utils.errors import CheckpointError
 
@@ -85,7 +85,7 @@ def test_after_any_step(stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     path, ends, steps = tmp_path / "state.safetensors", [], 0
     _, first = training()
     for event in first.run():
-        steps += isinstance(event, Progress)
+        steps += isinstance(event, StepProgress)
         if steps == stop:
             checkpoint.save(path, *first.state_dict())
             break

@@ -11,7 +11,7 @@ from denetdm_cli.config.load import to_yaml
 from denetdm_cli.config.schema import Config
 from denetdm_cli.data.store import StoredDataset
 from denetdm_cli.training import stages
-from denetdm_cli.training.events import EpochEvaluated, Event, Progress, StageFinished, StageStarted
+from denetdm_cli.training.events import EpochEvaluated, Event, StageFinished, StageStarted, StepProgress
 from denetdm_cli.training.run_folder import RunFolder
 from denetdm_cli.training.tracking import scalars, tracked
 from denetdm_cli.utils import log as logs
@@ -58,7 +58,7 @@ def test_a_tracker_hears_of_every_epoch(
     fake = Fake()
     events = train(tiny_config, tiny_dataset, {"fake": fake})
     assert fake.heard == ["open", 1, 2, 3, "complete"]
-    assert [type(event).__name__ for event in events if not isinstance(event, Progress)] == [
+    assert [type(event).__name__ for event in events if not isinstance(event, StepProgress)] == [
         "StageStarted", "EpochEvaluated", "EpochEvaluated", "EpochEvaluated", "StageFinished",
     ]  # fmt: skip
     assert STAMP.sub("", capsys.readouterr().err) == "fake: a place\n"

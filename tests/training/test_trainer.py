@@ -9,7 +9,7 @@ from denetdm_cli.data.batches import Batch, Batches
 from denetdm_cli.data.store import Split
 from denetdm_cli.methods.base import Method
 from denetdm_cli.methods.denetdm.poe import TrainPoeSettings
-from denetdm_cli.training.events import EpochTrained, Progress
+from denetdm_cli.training.events import EpochTrained, StepProgress
 from denetdm_cli.training.trainer import Trainer
 from denetdm_cli.utils.errors import NumericError
 
@@ -124,7 +124,7 @@ def test_progress_within_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     method = Recorder()
     settings = _settings(epochs=1)
     events = list(Trainer(method, _batches(), settings, seed=0).run())
-    assert [event.images for event in events if isinstance(event, Progress)] == [8, 16, 24, 32, 40, 48]
+    assert [event.images for event in events if isinstance(event, StepProgress)] == [8, 16, 24, 32, 40, 48]
     assert isinstance(events[-1], EpochTrained)
 
 
