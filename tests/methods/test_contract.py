@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from denetdm_cli.config.load import from_mapping
-from denetdm_cli.config.schema import Config, MethodSettings
+from denetdm_cli.config.schema import ComputeConfig, Config, MethodSettings
 from denetdm_cli.data.batches import Batches
 from denetdm_cli.data.store import Split, StoredDataset
 from denetdm_cli.evaluation.metrics import METRICS
@@ -13,6 +13,8 @@ from denetdm_cli.methods import METHODS
 from denetdm_cli.methods.base import Task
 from denetdm_cli.methods.erm import Erm
 from denetdm_cli.training.checks import require_bias_labels
+from denetdm_cli.training.events import EpochTrained
+from denetdm_cli.training.trainer import Trainer
 from denetdm_cli.utils.errors import DataError
 
 CPU = torch.device("cpu")
@@ -42,6 +44,25 @@ def test_each_has_settings_with_defaults_and_is_built_from_them(name: str) -> No
     if kind.exports:
         x = torch.rand(3, 3, 4, 4)
         assert torch.equal(method.classifier()(x), method.predict(x)[kind.predictors[0]])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_each_trains_perceptrons_in_bf16(name: str) -> None:
+    config = from_mapping({"dataset": {"name": "coloredmnist"}}, "here")
+    task = Task(config.model, (3, 2, 2), 3, 3, 0)
+    before = METHODS[name].starts_from
+    previous = METHODS[before].build(task, config.settings(before)) if before else None
+    settings = config.settings(name).model_copy(update={"epochs": 1, "batch_size": 10})
+    method = METHODS[name].build(task, settings, previous)
+    weights = [parameter.clone() for parameter in method.model.parameters() if parameter.requires_grad]
+    images = batches()
+    method.prepare(images)
+    compute = ComputeConfig(precision="bf16")
+    *_, end = Trainer(method, images, settings, seed=0, compute=compute).run()
+    assert isinstance(end, EpochTrained)
+    trained = [parameter for parameter in method.model.parameters() if parameter.requires_grad]
+    assert all(parameter.dtype == torch.float32 for parameter in trained)
+    assert not any(torch.equal(new, old) for new, old in zip(trained, weights, strict=True))
 
 
 def batches(count: int = 30, *, with_bias: bool = False) -> Batches:
