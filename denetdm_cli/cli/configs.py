@@ -57,4 +57,5 @@ def _resolved(name: str) -> str:
     path = preset_path(name)
     lines = path.read_text(encoding="utf-8").splitlines()
     head = [line for line in lines if line.startswith("#")]
-    return "\n".join([*head, ""]) + to_commented_yaml(load_config(path))
+    hint = f"# Change a key with --set KEY=VALUE, or in a copy for --config: denetdm configs cp {name} mine.yaml"
+    return "\n".join([*head, hint, ""]) + to_commented_yaml(load_config(path))
