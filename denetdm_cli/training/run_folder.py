@@ -207,7 +207,7 @@ def finished_stage(path: Path, method: str) -> RunFolder:
     if folder is None or folder.path.name != method:
         raise CheckpointError(
             f"{path} holds no stage {method} (no {method}/config.yaml)",
-            f"Give a run folder with a finished {method}, such as runs/<data set>/seed0.",
+            f"Give a run folder that holds one, such as runs/<data set>/seed0, or make one: denetdm train {method}.",
         )
     if not folder.finished:
         raise CheckpointError(

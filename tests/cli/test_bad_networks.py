@@ -77,7 +77,6 @@ class TestBranches:
             ("name: transformer, width: 64", ["model.deep.name: 'transformer' is not allowed", "mlp", "resnet18"]),
             ("name: cifar_resnet, depth: 21", ["model.deep", "21 is no depth", "20"]),
             ("name: cnn, depth: 5, width: 64", ["model.deep.depth: 5 is not allowed", "3, 4"]),
-            ("name: resnet18, width: 64", ["model.deep.weights: missing"]),
         ],
     )
     def test_names_and_depths_that_there_are_not(self, tmp_path: Path, section: str, words: list[str]) -> None:

@@ -45,7 +45,7 @@ def completed(instruction: str, **variables: str) -> list[str]:
         ("denetdm download-pretrained coloredmnist b", ["bffhq"]),
         ("denetdm distill --select ", ["last", "valid", "paper"]),
         ("denetdm evaluate --qu", ["--quiet"]),
-        ("denetdm tr", ["train-poe"]),
+        ("denetdm tr", ["train", "train-poe"]),
         ("denetdm evaluate ru", []),  # of which the shell makes files
     ],
 )

@@ -17,7 +17,6 @@ from cli_support import (
     Outcome,
     call,
     child,
-    contents,
     figures,
     good,
     models,
@@ -218,40 +217,6 @@ class TestManyRuns:
         assert not all((folder / "results.json").exists() for folder in folders)
         assert good(*words).err.count("done (") == 2
         assert all(len(figures(folder)) == 40 for folder in folders)
-
-
-class TestInOneProgram:
-    """Several runs trained as one program, which takes a GPU; here the CPU stands in for it."""
-
-    @pytest.fixture(autouse=True)
-    def _as_on_a_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("denetdm_cli.training.workers.resolve_device", lambda _: torch.device("cuda"))
-
-    def test_both_stages_of_all_runs(self, data_root: Path, tmp_path: Path) -> None:
-        words = [*options(data_root), "--then-distill"]
-        outcome = good(*words, "--seeds", "0-1", "--out", "many")
-        assert "2 runs in one program" in outcome.err
-        assert outcome.err.count("done (") == 2
-        for seed in (0, 1):
-            good(*words, "--seed", seed, "--out", "alone")
-            for stage in ("train-poe", "distill"):
-                many, alone = (tmp_path / out / NAME / f"seed{seed}" / stage for out in ("many", "alone"))
-                assert close([f["losses"] for f in figures(many)], [f["losses"] for f in figures(alone)])
-                assert contents(many).keys() == contents(alone).keys()
-
-    def test_one_that_fails_stops_no_other(
-        self, data_root: Path, tmp_path: Path, train: Callable[..., Outcome]
-    ) -> None:
-        train("--seed", 1, "--out", "many", "--epochs", 1)
-        outcome = call(*options(data_root), "--seeds", "0-2", "--out", "many", "--then-distill")
-        assert outcome.code == 4
-        assert "seed1" in outcome.err.partition("error: ")[2]
-        for seed in (0, 2):
-            assert (tmp_path / "many" / NAME / f"seed{seed}" / "distill" / "results.json").is_file()
-
-    def test_workers_ask_for_processes(self, data_root: Path) -> None:
-        outcome = good(*options(data_root, 1), "--seeds", "0-1", "--workers", 1)
-        assert "2 runs, 1 at a time" in outcome.err
 
 
 class TestWhatIsLost:

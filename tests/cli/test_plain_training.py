@@ -12,7 +12,7 @@ import pytest
 import torch
 from cli_support import good, models
 from own_images import table
-from plain_training import DataLoaders, Epoch, by_group, stage_1, stage_2
+from plain_training import Epoch, Images, by_group, stage_1, stage_2
 from torch import Tensor
 from torchvision.models import shufflenet_v2_x0_5
 
@@ -46,7 +46,7 @@ class Run:
     """A run of the program, and what the bare loops say that it must have come to."""
 
     folder: Path
-    splits: dict[str, DataLoaders]
+    splits: dict[str, Images]
     aligned: list[int]
     expected: dict[str, list[Epoch]]
     start: dict[str, dict[str, Tensor]]
@@ -80,7 +80,7 @@ def run(home: Path, request: pytest.FixtureRequest) -> Run:
     good("distill", folder, "--epochs", EPOCHS, "--batch-size", 8, *words)
 
     config = RunFolder(folder / "distill").config()
-    splits = {name: DataLoaders.of(home / "data" / "mine" / name) for name in GROUPS}
+    splits = {name: Images.of(home / "data" / "mine" / name) for name in GROUPS}
     experts, first = stage_1(config, splits)
     expected = {"train-poe": first, "distill": stage_2(config, splits, experts)}
     fresh = {"train-poe": ProductOfExperts, "distill": TargetModel}

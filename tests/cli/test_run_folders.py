@@ -45,7 +45,7 @@ class TestRunFolder:
     def test_settings_of_stage_1_are_fixed_in_stage_2(self, run: Path) -> None:
         before = contents(run)
         outcome = call("distill", run, "--set", "model.deep.depth=4", "--set", "seed=5")
-        refused(2, outcome, "model.deep.depth: 5 in stage 1, 4 now", "seed: 0 in stage 1, 5 now")
+        refused(2, outcome, "model.deep.depth: 5 in train-poe, 4 now", "seed: 0 in train-poe, 5 now")
         assert contents(run) == before
 
     def test_force_starts_anew(self, run: Path, train: Callable[..., Outcome]) -> None:
@@ -116,7 +116,7 @@ class TestDistillNeedsStage1:
     def test_no_run_folder(self, tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir()
         for name in ("empty", "nowhere"):
-            refused(4, call("distill", name), f"{tmp_path / name} holds no stage 1", "denetdm train-poe")
+            refused(4, call("distill", name), f"{tmp_path / name} holds no stage train-poe", "denetdm train ")
         assert list((tmp_path / "empty").iterdir()) == []
         assert not (tmp_path / "nowhere").exists()
 
@@ -124,13 +124,13 @@ class TestDistillNeedsStage1:
         shutil.rmtree(run / "train-poe")
         before = contents(run)
         for path in (run, run / "distill", run / "distill" / "last.safetensors"):
-            refused(4, call("distill", path), "holds no stage 1", "denetdm train-poe")
+            refused(4, call("distill", path), "holds no stage train-poe", "denetdm train ")
         assert contents(run) == before
 
     def test_not_finished(self, run: Path) -> None:
         (run / "train-poe" / "results.json").unlink()
         shutil.rmtree(run / "distill")
-        refused(4, call("distill", run), f"{run / 'train-poe'} is not finished", "goes on")
+        refused(4, call("distill", run), f"{run / 'train-poe'} is not finished", "resumes it")
         assert not (run / "distill").exists()
 
     @pytest.mark.parametrize("keep", [0, 100, -1, None])
@@ -155,5 +155,5 @@ class TestDistillNeedsStage1:
     def test_a_teacher_that_is_a_target_model(self, run: Path) -> None:
         shutil.copy(run / "distill" / "last.safetensors", run / "train-poe" / "last.safetensors")
         shutil.rmtree(run / "distill")
-        refused(4, call("distill", run), "is not a stage-1 checkpoint", "train-poe")
+        refused(4, call("distill", run), "is a checkpoint of distill", "starts from train-poe")
         assert not (run / "distill").exists()
