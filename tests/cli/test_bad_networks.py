@@ -69,6 +69,7 @@ class TestBranches:
         refused(2, stage_1(networks=networks), "the same width", said)
         assert not (tmp_path / "runs").exists()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("section", "words"),
         [
@@ -106,6 +107,7 @@ class TestBatches:
         refused(2, outcome, f"distill.batch_size: {IMAGES + 1}", f"{IMAGES} images")
         assert not (run / "distill").exists()
 
+    @pytest.mark.slow
     def test_a_last_batch_of_one_image(self, tmp_path: Path) -> None:
         options = ("--batch-size", IMAGES - 1, "--set", "train_poe.drop_last=false")
         normalised = branches(deep=self.NORMALISED)
@@ -193,6 +195,7 @@ class TestStartWeights:
         outcome = stage_1("--set", "model.deep.weights=imagenet")
         refused(2, outcome, "model.deep.weights: unknown key", "weights goes with a classifier of torchvision")
 
+    @pytest.mark.slow
     def test_a_sound_file_is_named_in_the_results(self, tmp_path: Path) -> None:
         file = tmp_path / "weights.pth"
         torch.save(shufflenet_v2_x0_5(weights=None).state_dict(), file)
@@ -239,6 +242,7 @@ class TestNothingIsLeft:
         outcome = stage_1()
         assert outcome.code == 0, outcome
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind", REFUSED)
     def test_the_mended_command_of_stage_2_runs(self, run: Path, kind: str) -> None:
         code, section = REFUSED[kind]

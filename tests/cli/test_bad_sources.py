@@ -148,6 +148,7 @@ ensure_datasets([wanted.dataset], source=Path(sys.argv[1]), force=True, reporter
         done = child("-c", self.READING + code, *words, env=environment)
         assert done.returncode == -signal.SIGKILL, done
 
+    @pytest.mark.slow
     def test_the_same_command_after_a_kill(self, tmp_path: Path) -> None:
         source = table(tmp_path / "images", {"": [[6, 6, 18], [16, 6, 6]]}, ("path", "label", "bias"))
         command = (*MAKE, "--source", source)
@@ -159,6 +160,7 @@ ensure_datasets([wanted.dataset], source=Path(sys.argv[1]), force=True, reporter
         assert no_leftovers(tmp_path), "what the killed process left is cleared away"
         assert contents(tmp_path / "data") == contents(tmp_path / "straight")
 
+    @pytest.mark.slow
     def test_force_keeps_what_is_there_until_the_new_one_is_whole(self, tmp_path: Path) -> None:
         good(*MAKE, "--source", class_folders(tmp_path / "old", {"train": 5, "test": 2}))
         before = contents(tmp_path / "data" / "mine")

@@ -33,6 +33,7 @@ def cluster(tmp_path: Path) -> dict[str, str]:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_job_that_is_requeued_until_it_is_done(cluster: dict[str, str], data_root: Path, tmp_path: Path) -> None:
     words = f"train-poe --dataset coloredmnist --ratio 0.1 --device cpu --epochs 60 --data-root {data_root}"
     script = tmp_path / "job.sh"
@@ -50,6 +51,7 @@ def test_a_job_that_is_requeued_until_it_is_done(cluster: dict[str, str], data_r
     assert len(figures(folder)) == 60
 
 
+@pytest.mark.slow
 def test_an_array_covers_all_ratios_and_seeds(cluster: dict[str, str], tmp_path: Path) -> None:
     for task in range(20):
         environment = cluster | {"SLURM_ARRAY_TASK_ID": str(task), "TRAINED": "--version"}

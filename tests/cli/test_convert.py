@@ -94,6 +94,7 @@ def group_averages(predicted: np.ndarray, attributes: np.ndarray, classes: int) 
     return {"unbiased": table.mean(), "aligned": table[diagonal].mean(), "conflicting": table[~diagonal].mean()}
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_the_official_evaluation(case: Case) -> None:
     size, classes = SIZES[case.dataset], CLASSES[case.dataset]
     count = 2 * classes**2

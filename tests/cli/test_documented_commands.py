@@ -210,6 +210,7 @@ def written_by(command: str) -> tuple[str, ...]:
     return options.get(command, ())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", RUN)
 def test_a_documented_command_runs(line: str, place: Path) -> None:
     assert as_denetdm(line) == line, "a command of another program has to be exempted by name, with the reason"

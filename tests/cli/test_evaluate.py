@@ -175,6 +175,7 @@ class TestEvaluate:
         assert result["evaluated_on"]["digest"] != result["trained_on"]["digest"]
         assert result["selected_on_these_images"] is True
 
+    @pytest.mark.slow
     def test_a_model_of_a_teacher_picked_on_test_data_says_so(self, run: Path) -> None:
         assert "SELECTED ON TEST DATA" in good("distill", run, "--select", "paper").out
         last = run / "distill-from-paper" / "last.safetensors"

@@ -29,6 +29,7 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Reference]
 
 
 class TestExport:
+    @pytest.mark.slow
     def test_the_weights_are_those_of_a_stock_resnet_with_projection_and_head_in_one(
         self, official: tuple[Path, Reference]
     ) -> None:

@@ -105,6 +105,7 @@ class TestHowMuch:
         assert first == "warning: 1 of 128 images cannot be read and are left out:"
         assert second.startswith("  train/dog/3.png: ")
 
+    @pytest.mark.slow
     def test_verbose_tells_where_and_how(self, train: Callable[..., Outcome], data_root: Path) -> None:
         few, all_ = train("--epochs", 12), train("--epochs", 12, "--force", "--verbose")
         assert few.out == all_.out

@@ -72,6 +72,7 @@ def close(ours: object, theirs: object) -> bool:
 class TestRanks:
     """`--nproc` and what torchrun starts."""
 
+    @pytest.mark.slow
     def test_two_ranks_come_to_what_one_does(self, data_root: Path, tmp_path: Path) -> None:
         # 200 images: three whole batches of 64 in stage 1, and one of 8 besides in stage 2.
         words = [*options(data_root), "--then-distill"]
@@ -87,6 +88,7 @@ class TestRanks:
             assert all(torch.allclose(ours[name], theirs[name], rtol=1e-4, atol=1e-5) for name in theirs)
         assert no_leftovers(tmp_path)
 
+    @pytest.mark.slow
     def test_stopped_together_and_gone_on_with_alone(self, data_root: Path, tmp_path: Path) -> None:
         words = [*map(str, options(data_root, 60)), "--out", "two"]
         folder = tmp_path / "two" / NAME / "seed0" / "train-poe"
@@ -103,6 +105,7 @@ class TestRanks:
         )
         assert len(figures(folder)) == 60
 
+    @pytest.mark.slow
     def test_the_figures_are_those_of_the_checkpoint(self, tmp_path: Path) -> None:
         source = class_folders(tmp_path / "images", {"train": 60, "valid": 20, "test": 60}, side=32)
         good("make-data", "folder", "--source", source, "--size", 32, "--data-root", tmp_path / "data")
@@ -136,6 +139,7 @@ main()
         (result,) = scored["results"]
         assert result["metrics"] == reported
 
+    @pytest.mark.slow
     def test_rank_0_alone_looks_at_the_run_folder(self, data_root: Path, tmp_path: Path) -> None:
         # On a network file system another machine may not yet see what rank 0 wrote, or see it still.
         words = [*map(str, options(data_root, 60)), "--out", "two"]
@@ -159,6 +163,7 @@ main()
             assert said in ranks[0][2]
             assert len(figures(folder)) == rounds
 
+    @pytest.mark.slow
     def test_an_error_is_told_once(self, data_root: Path) -> None:
         words = [*options(data_root), "--nproc", 2, "--resume", "must"]
         ended = child("-m", "denetdm_cli", *words, env=SINGLE_PROCESS, limit=300)
@@ -174,6 +179,7 @@ main()
 class TestManyRuns:
     """`--seeds`, several `--ratio`, and several runs to distil."""
 
+    @pytest.mark.slow
     def test_each_run_is_what_it_is_alone(self, data_root: Path, tmp_path: Path) -> None:
         words = options(data_root)
         together = good(*words, "--seeds", "0,3", "--out", "many", "--then-distill", "--then-evaluate")
@@ -188,6 +194,7 @@ class TestManyRuns:
                 for file, (tensors, _) in models(many).items():
                     assert tensors == models(alone)[file][0], "bit for bit"
 
+    @pytest.mark.slow
     def test_one_that_fails_stops_no_other(
         self, data_root: Path, tmp_path: Path, train: Callable[..., Outcome]
     ) -> None:
@@ -206,6 +213,7 @@ class TestManyRuns:
     def test_seed_or_seeds(self, data_root: Path) -> None:
         refused(2, call(*options(data_root), "--seeds", "0-1", "--seed", 1), "--seed and --seeds")
 
+    @pytest.mark.slow
     def test_a_signal_stops_all_of_them_resumably(self, data_root: Path, tmp_path: Path) -> None:
         words = [*map(str, options(data_root, 40)), "--seeds", "0-1", "--out", "many"]
         folders = [tmp_path / "many" / NAME / f"seed{seed}" / "train-poe" for seed in (0, 1)]
@@ -222,6 +230,7 @@ class TestManyRuns:
 class TestWhatIsLost:
     """Ranks and launchers that are killed."""
 
+    @pytest.mark.slow
     @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells whose child a process is")
     def test_a_rank_that_is_killed(self, data_root: Path, tmp_path: Path) -> None:
         process = running(
@@ -233,6 +242,7 @@ class TestWhatIsLost:
         assert "a process of the run was ended by signal 9" in err
         assert "Traceback" not in err
 
+    @pytest.mark.slow
     @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent is dead")
     def test_a_launcher_that_is_killed_leaves_none_behind(self, data_root: Path, tmp_path: Path) -> None:
         folder = tmp_path / "two" / NAME / "seed0" / "train-poe"
@@ -278,6 +288,7 @@ class TestWhatIsLost:
         assert Path("kept0").exists()
         assert Path("kept1").exists()
 
+    @pytest.mark.slow
     def test_usr2_stops_all_ranks(self, data_root: Path, tmp_path: Path) -> None:
         folder = tmp_path / "two" / NAME / "seed0" / "train-poe"
         words = [*map(str, options(data_root, 400)), "--out", "two", "--nproc", "2"]
@@ -298,6 +309,7 @@ def test_a_rank_ends_without_what_others_leave_for_the_end(tmp_path: Path) -> No
             assert ended.stdout.count("late") == len(end) // 5
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells whose child a process is")
 def test_a_run_whose_process_is_killed(data_root: Path, tmp_path: Path) -> None:
     folders = [tmp_path / "two" / NAME / seed / "train-poe" for seed in ("seed0", "seed1")]
@@ -321,6 +333,7 @@ class TestNamedTwice:
         refused(2, call(*options(data_root), "--seeds", "0-99999999999"), "more than 1,000 seeds")
 
 
+@pytest.mark.slow
 def test_never_to_resume_is_said_of_both_stages(data_root: Path, tmp_path: Path) -> None:
     words = [str(word).replace("epochs=2", "epochs=400") for word in options(data_root, 1)]
     words += ["--then-distill", "--out", "two"]

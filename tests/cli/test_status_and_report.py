@@ -254,6 +254,7 @@ class TestReport:
         with folder_lock(stopped):
             assert f"{stopped.relative_to(tmp_path)} (running, epoch 2 of 100)" in good("report", "runs").err
 
+    @pytest.mark.slow
     def test_the_log_is_stamped_and_plain_and_quiet_keeps_warnings(self, tmp_path: Path) -> None:
         runs = tmp_path / "a\x1b[31m\nerror: forged"
         finished(runs, 0, 0.5)
@@ -276,6 +277,7 @@ class TestReport:
         two = finished(tmp_path / "runs", 1, 0.5, digest="1" * 64)
         refused(2, call("report", "runs"), one.relative_to(tmp_path), two.relative_to(tmp_path), "different data")
 
+    @pytest.mark.slow
     def test_pictures(self, tmp_path: Path) -> None:
         finished(tmp_path / "runs", 0, 0.5)
         table = good("report", "runs").out

@@ -185,6 +185,7 @@ class TestStops:
         refused(4, train(), "train_poe.learning_rate: 1e+30 there, 0.001 now")
         assert train("--force").code == 0
 
+    @pytest.mark.slow
     def test_a_signal_and_resume(self, data_root: Path, tmp_path: Path) -> None:
         command = ["train-poe", "--dataset", "coloredmnist", "--ratio", "0.1", "--device", "cpu", "--epochs", "25"]
         command += ["--data-root", str(data_root)]

@@ -296,6 +296,7 @@ class TestWandb:
                 yield Record.FromString(piece)
                 piece = b""
 
+    @pytest.mark.slow
     def test_it_gets_what_is_recorded_and_asks_for_nothing(self, data_root: Path, tmp_path: Path) -> None:
         environment = {name: value for name, value in os.environ.items() if name != "NETRC"}
         environment |= {"HOME": str(tmp_path / "home")}

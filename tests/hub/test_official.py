@@ -32,6 +32,7 @@ def state(references: Callable[[str, str], Reference]) -> Callable[[str, str], S
     return lambda dataset, stage: dict(references(dataset, stage).state_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dataset", "stage"), SIX_BFFHQ_SLOW)
 def test_all_six_are_recognised_and_give_the_same_logits(
     references: Callable[[str, str], Reference], dataset: str, stage: str

@@ -46,6 +46,7 @@ class Trained:
         return warnings(*seen)
 
 
+@pytest.mark.slow
 def test_branches_separate_on_noisy_shapes(tmp_path: Path) -> None:
     # 930 steps. After half of them, over three seeds: shallow 0.24 to 0.35 conflicting, deep 0.08 to 0.11.
     trained = Trained(glyph_mnist(6000, 2000), tmp_path / "set", ratio=0.02, epochs=10)

@@ -111,6 +111,7 @@ def _models(shallow: object, deep: object, target: object) -> ModelConfig:
     return ModelConfig(shallow=section(shallow), deep=section(deep), target=section(target))
 
 
+@pytest.mark.slow
 def test_each_stage_starts_only_the_branches_it_trains(tmp_path: Path) -> None:
     path, missing = saved(tmp_path / "weights.pth"), tmp_path / "missing.pth"
     shape = (3, 64, 64)
@@ -129,6 +130,7 @@ def test_each_stage_starts_only_the_branches_it_trains(tmp_path: Path) -> None:
         assert started_from(kind(config, shape, 10, seed=0)) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [ProductOfExperts, TargetModel])
 def test_a_model_is_rebuilt_from_a_checkpoint_without_any_file_of_start_weights(
     tmp_path: Path, kind: type[ProductOfExperts] | type[TargetModel]

@@ -31,6 +31,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.slow
 def test_every_picture_as_png_and_svg(groups: list[SeedGroup], tmp_path: Path) -> None:
     written = list(plots.draw(groups, tmp_path / "deep" / "plots"))
     stems = {
@@ -52,6 +53,7 @@ def test_every_picture_as_png_and_svg(groups: list[SeedGroup], tmp_path: Path) -
         assert start.startswith(b"\x89PNG" if path.suffix == ".png" else b"<?xml")
 
 
+@pytest.mark.slow
 def test_equal_figures_give_equal_bytes(groups: list[SeedGroup], tmp_path: Path) -> None:
     for name in ("one", "two"):
         for _ in plots.draw(groups, tmp_path / name):
@@ -118,6 +120,7 @@ def test_other_settings_are_said_and_have_files_of_their_own(tmp_path: Path) -> 
     assert plots._name(preset) != plots._name(other)
 
 
+@pytest.mark.slow
 def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
     """Neither formulas nor control characters."""
     folder = finished(tmp_path / "runs", 0, 0.5)
@@ -190,6 +193,7 @@ def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
         plots.require_matplotlib()
 
 
+@pytest.mark.slow
 def test_no_display_is_needed(tmp_path: Path) -> None:
     finished(tmp_path / "runs", 0, 0.5)
     code = (

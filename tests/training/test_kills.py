@@ -24,6 +24,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
     return ["train-poe", *options, "--set", "checkpoint_minutes=0.003"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the test forks")
 def test_killed_at_random_moments(command: list[object], tmp_path: Path) -> None:
     good(*command, "--out", "straight")

@@ -168,6 +168,7 @@ def test_each_rule_keeps_the_epoch_it_says(tiny_config: Config, tiny_dataset: St
     assert reported == records[best - 1][kept["reported_on"]]["shallow"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [1, 2])
 def test_resume_is_bit_identical(tiny_config: Config, tiny_dataset: StoredDataset, tmp_path: Path, after: int) -> None:
     config = changed(tiny_config, train_poe__epochs=4, distill__epochs=4)
@@ -189,6 +190,7 @@ def test_resume_is_bit_identical(tiny_config: Config, tiny_dataset: StoredDatase
     assert contents(run / "distill") == whole["distill"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("written", ["metrics.jsonl", "valid.safetensors", "paper.safetensors", "last.safetensors"])
 def test_resume_after_a_kill_between_two_files(
     tiny_config: Config, tiny_dataset: StoredDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str

@@ -92,6 +92,7 @@ class TestAHungWorker:
     def _patience(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(workers, "SECONDS_TO_STOP", 2.0)
 
+    @pytest.mark.slow
     def test_is_killed_and_named(
         self, tiny_config: Config, tiny_dataset: StoredDataset, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -105,6 +106,7 @@ class TestAHungWorker:
         (line,) = STAMP.sub("", capsys.readouterr().err).splitlines()
         assert line.startswith("warning: the process of ColoredMNIST/seed7 did not stop within 2 s and was killed")
 
+    @pytest.mark.slow
     def test_a_second_signal_leaves_it_its_time(self, tiny_config: Config, tiny_dataset: StoredDataset) -> None:
         def send(number: int) -> None:
             os.kill(os.getpid(), number)

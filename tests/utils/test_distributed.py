@@ -90,6 +90,7 @@ class TestOnGpus:
             assert calls.made == [("set_device", self.DEVICE)]
 
 
+@pytest.mark.slow
 def test_on_the_cpu_both_groups_are_gloo() -> None:
     body = """
 from torch import distributed as d
@@ -100,6 +101,7 @@ ranks.all_reduce_max(0)
     assert on_two_ranks(body) == ["gloo gloo True"] * 2
 
 
+@pytest.mark.slow
 def test_messages_of_two_ranks() -> None:
     body = """
 work = []
@@ -145,6 +147,7 @@ def test_variables_as_torchrun_sets_them(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not from_environment().is_main
 
 
+@pytest.mark.slow
 def test_values_of_single_images_are_gathered_from_both_ranks() -> None:
     printed = on_two_ranks("""
 index = torch.arange(3 - ranks.rank) * 2 + ranks.rank
