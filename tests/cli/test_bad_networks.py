@@ -83,6 +83,7 @@ class TestBranches:
     def test_names_and_depths_that_there_are_not(self, tmp_path: Path, section: str, words: list[str]) -> None:
         refused(2, stage_1(networks=branches(deep=section)), *words)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("depth", [3, 4])
     def test_a_cnn_takes_small_images(self, depth: int) -> None:
         section = f"name: cnn, depth: {depth}, width: 64"

@@ -178,6 +178,7 @@ def test_without_the_images_and_a_network(tmp_path: Path, monkeypatch: pytest.Mo
     assert no_leftovers(tmp_path)
 
 
+@pytest.mark.slow
 def test_training_on_it(source: Path, tmp_path: Path) -> None:
     good("make-data", "corruptedcifar10", "--type", 1, "--ratio", 0.1, "--source", source)
     words = ["--set", "dataset.type=1", "--ratio", 0.1, "--device", "cpu", "--epochs", 1, "--batch-size", 50]

@@ -61,6 +61,7 @@ def test_padded_crops_and_mirror_images_are_torchvisions(height: int, width: int
     assert bool(crops.flip.any()) == flip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (32, 32), (24, 40), (224, 224)])
 @pytest.mark.parametrize("scale", [[0.08, 1.0], [1.0, 1.0], [0.001, 0.01]])
 def test_resized_crops_are_torchvisions(height: int, width: int, scale: list[float]) -> None:
