@@ -27,6 +27,7 @@ from denetdm_cli.training.run_folder import Resume
 from denetdm_cli.utils.device import resolve_device
 from denetdm_cli.utils.errors import ConfigError
 from denetdm_cli.utils.files import scratch_folder
+from denetdm_cli.utils.progress import Silent
 
 __all__ = [
     "Model",
@@ -218,7 +219,7 @@ def predict(
             "probabilities": found.probabilities,
             "problem": found.problem,
         }
-        for found in predict_files(target, [Path(image) for image in given], _Silent())
+        for found in predict_files(target, [Path(image) for image in given], Silent())
     ]
 
 
@@ -231,7 +232,7 @@ def export(
         UserError: the checkpoint cannot be exported, or the folder holds something else.
     """
     checkpoint = find_checkpoint(Path(path), select)
-    return export_checkpoint(checkpoint, Path(out), onnx=onnx, force=force, reporter=_Silent())
+    return export_checkpoint(checkpoint, Path(out), onnx=onnx, force=force, reporter=Silent())
 
 
 def _model(loaded: LoadedMethod, device: torch.device) -> Model:
@@ -240,18 +241,5 @@ def _model(loaded: LoadedMethod, device: torch.device) -> Model:
 
 def _dataset(config: Config, source: str | Path | None, *, force: bool = False) -> StoredDataset:
     raw = None if source is None else Path(source)
-    ((dataset, _),) = ensure_datasets([config.dataset], source=raw, force=force, reporter=_Silent())
+    ((dataset, _),) = ensure_datasets([config.dataset], source=raw, force=force, reporter=Silent())
     return dataset
-
-
-class _Silent:
-    """A reporter that reports to nobody."""
-
-    def info(self, line: str) -> None:
-        """Nothing."""
-
-    def warn(self, warning: str) -> None:
-        """Nothing."""
-
-    def advance(self, what: str, done: int, total: int) -> None:
-        """Nothing."""

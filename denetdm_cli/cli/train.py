@@ -182,7 +182,9 @@ def distill(
 
 def _options(method: str, **given: Any) -> dict[str, Any]:
     """The keys that the options of a training command set; None where an option is not given."""
-    section = method.replace("-", "_")
+    from denetdm_cli.config.schema import section_of
+
+    section = section_of(method)
     keys = {
         "epochs": f"{section}.epochs",
         "batch_size": f"{section}.batch_size",

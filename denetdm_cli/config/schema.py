@@ -98,7 +98,7 @@ class WaterbirdsConfig(_Imported):
 
 
 class FolderConfig(_Imported):
-    """Images of one's own, kept as `folder` below the root; shares of what the source does not split itself."""
+    """Own images, packed as `folder` in the root; a share applies where the source lacks that split."""
 
     name: Literal["folder"]
     folder: str = Field(
@@ -308,6 +308,11 @@ class ComputeConfig(Section):
     sync_batchnorm: bool = Field(False, description="batch statistics over all ranks instead of over each one's share")
 
 
+def section_of(method: str) -> str:
+    """The section of the configuration that a method has, by the method's name."""
+    return method.replace("-", "_")
+
+
 class Config(Section):
     """Everything a run depends on; `config_schema` adds a section for each method."""
 
@@ -336,7 +341,7 @@ class Config(Section):
 
     def settings(self, method: str) -> MethodSettings:
         """The section of a method by the method's name."""
-        section: MethodSettings = getattr(self, method.replace("-", "_"))
+        section: MethodSettings = getattr(self, section_of(method))
         return section
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -356,7 +361,7 @@ def config_schema() -> type[Config]:
     """
     methods = importlib.import_module("denetdm_cli.methods").METHODS
     sections: dict[str, Any] = {
-        method.name.replace("-", "_"): (method.Settings, Field(method.Settings(), description=method.title))
+        section_of(method.name): (method.Settings, Field(method.Settings(), description=method.title))
         for method in methods.values()
     }
     return create_model("Config", __base__=Config, **sections)

@@ -36,7 +36,7 @@ from denetdm_cli.data.synthetic.colored_mnist import colored_mnist_recipe
 from denetdm_cli.data.synthetic.corrupted_cifar10 import corrupted_cifar10_recipe
 from denetdm_cli.utils.errors import DataError
 from denetdm_cli.utils.files import sha256
-from denetdm_cli.utils.progress import Reporter
+from denetdm_cli.utils.progress import Reporter, Silent
 
 IMPORTERS: Mapping[type[Section], Importer] = {
     BarConfig: Importer(list_bar, bar_folder),
@@ -52,17 +52,6 @@ IMPORTERS: Mapping[type[Section], Importer] = {
 def is_imported(config: DatasetConfig) -> bool:
     """Whether a data set is imported from files the user has, rather than made from originals."""
     return type(config) in IMPORTERS
-
-
-class _Silent:
-    def info(self, line: str) -> None:
-        pass
-
-    def warn(self, warning: str) -> None:
-        pass
-
-    def advance(self, what: str, done: int, total: int) -> None:
-        pass
 
 
 class _OneOfSeveral:
@@ -101,7 +90,7 @@ class _Sources:
 
 def folder(config: DatasetConfig) -> Path:
     """Where a data set with these settings lies."""
-    return _recipes([config], _open_sources(None, None, ExitStack(), _Silent()), _Silent())[0].path
+    return _recipes([config], _open_sources(None, None, ExitStack(), Silent()), Silent())[0].path
 
 
 def ensure_datasets(

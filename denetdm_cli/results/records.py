@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from denetdm_cli.config.schema import SelectionRule
+from denetdm_cli.config.schema import SelectionRule, section_of
 from denetdm_cli.training.run_folder import RunFolder
 from denetdm_cli.utils.errors import CheckpointError
 from denetdm_cli.utils.files import is_held
@@ -233,7 +233,7 @@ def _planned_epochs(folder: RunFolder, method: str | None) -> int:
     """The epochs in the section of the method, which the checkpoint names or else the folder."""
     with _reading(folder.config_file):
         config = yaml.safe_load(folder.config_file.read_text(encoding="utf-8"))
-        return int(config[(method or folder.method).replace("-", "_")]["epochs"])
+        return int(config[section_of(method or folder.method)]["epochs"])
 
 
 def _resumable_epochs(folder: RunFolder, lines: int) -> int:

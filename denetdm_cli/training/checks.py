@@ -4,7 +4,15 @@ from pathlib import Path
 from typing import Any
 
 from denetdm_cli.config.load import differences
-from denetdm_cli.config.schema import PLACE, SELECTION_RULES, BranchConfig, Config, MethodSettings, SelectionRule
+from denetdm_cli.config.schema import (
+    PLACE,
+    SELECTION_RULES,
+    BranchConfig,
+    Config,
+    MethodSettings,
+    SelectionRule,
+    section_of,
+)
 from denetdm_cli.data.store import StoredDataset
 from denetdm_cli.evaluation.evaluator import Evaluation
 from denetdm_cli.evaluation.metrics import LABEL_METRICS, group_metrics
@@ -29,11 +37,6 @@ def require_same_data(metadata: dict[str, Any], dataset: StoredDataset, path: Pa
             f"digest {trained_on[:16]} there, {dataset.digest[:16]} here",
             "Give the data set it was trained on with --data-root; to evaluate on another one, evaluate --data DIR.",
         )
-
-
-def section_of(name: str) -> str:
-    """The section of the configuration that a method has."""
-    return name.replace("-", "_")
 
 
 def require_bias_labels(kind: type[Method], dataset: StoredDataset) -> None:

@@ -125,8 +125,6 @@ def prepared(
     require_bias_labels(kind, dataset)
     require_full_batch(kind, config, dataset)
     layout = config.model.convolutional
-    split = dataset.splits["train"]
-    train_images = Batches(split, device, config.data, augment=True, channels_last=layout, with_bias=kind.needs_bias)
     evaluation = Evaluation.of(dataset, device, config.data, channels_last=layout)
     metrics = metrics_by_rule(settings, name, dataset, evaluation)
     finished, stopped = ranks.run_on_main(lambda: (folder.finished, folder.resume_file.exists()))
@@ -136,6 +134,9 @@ def prepared(
         return
     fresh = options.force or not stopped
     require_networks(name, config, dataset)
+    train_images = Batches(
+        dataset.splits["train"], device, config.data, augment=True, channels_last=layout, with_bias=kind.needs_bias
+    )
     method = kind.build(
         _task(kind, config, dataset, device, ranks, fresh=fresh), settings, teacher.method if teacher else None
     )

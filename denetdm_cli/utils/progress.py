@@ -14,3 +14,16 @@ class Reporter(Protocol):
 
     def advance(self, what: str, done: int, total: int) -> None:
         """`done` of `total` steps of `what` are done; the receiver chooses how many of the calls it shows."""
+
+
+class Silent:
+    """A reporter that reports to nobody."""
+
+    def info(self, line: str) -> None:
+        """Nothing."""
+
+    def warn(self, warning: str) -> None:
+        """Nothing."""
+
+    def advance(self, what: str, done: int, total: int) -> None:
+        """Nothing."""
