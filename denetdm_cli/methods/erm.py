@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
-from typing_extensions import Self
+from typing_extensions import Self, override
 
 from denetdm_cli.config.schema import MethodSettings
 from denetdm_cli.data.batches import Batch
@@ -37,7 +37,8 @@ class Erm(Method):
         self.model = model
 
     @classmethod
-    def build(cls, task: Task, settings: Any, previous: Method | None = None) -> Self:  # noqa: ARG003 - the contract's
+    @override
+    def build(cls, task: Task, settings: Any, previous: Method | None = None) -> Self:
         """The network `model.target` with fresh weights."""
         with seeded(task.seed, cls.name, "initial weights"):
             network = build_branch(task.networks.target, task.image_shape, start_weights=task.start_weights)

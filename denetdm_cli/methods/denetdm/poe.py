@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
-from typing_extensions import Self
+from typing_extensions import Self, override
 
 from denetdm_cli.config.schema import MethodSettings
 from denetdm_cli.data.batches import Batch
@@ -51,7 +51,8 @@ class TrainPoe(Method):
         self._samples: separation.Samples | None = None
 
     @classmethod
-    def build(cls, task: Task, settings: Any, previous: Method | None = None) -> Self:  # noqa: ARG003 - the contract's
+    @override
+    def build(cls, task: Task, settings: Any, previous: Method | None = None) -> Self:
         """The two branches with fresh weights."""
         model = ProductOfExperts(
             task.networks, task.image_shape, task.classes, task.seed, start_weights=task.start_weights
