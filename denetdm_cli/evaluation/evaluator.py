@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from denetdm_cli.config.schema import DataConfig
+from denetdm_cli.config.schema import DataConfig, section_of
 from denetdm_cli.data.batches import Batches
 from denetdm_cli.data.store import Split, StoredDataset
 from denetdm_cli.evaluation.metrics import Groups, group_metrics
@@ -181,5 +181,6 @@ class Evaluation:
         for predictions in found.values():
             if not all(np.isfinite(confidence).all() for confidence in predictions.confidence.values()):
                 # No loss has seen what the last step of an epoch did, and a checkpoint must not hold what it broke.
-                raise NumericError(f"the outputs are no longer finite after the last step of epoch {epoch}")
+                what = f"the outputs are no longer finite after the last step of epoch {epoch}"
+                raise NumericError.of(what, section_of(method.name))
         return {part: found[name].at(rows).metrics(self.groups) for part, (name, rows) in self.parts.items()}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from denetdm_cli.config.schema import ComputeConfig, MethodSettings
+from denetdm_cli.config.schema import ComputeConfig, MethodSettings, section_of
 from denetdm_cli.data.batches import Batch, Batches
 from denetdm_cli.methods.base import Method
 from denetdm_cli.training import checkpoint
@@ -241,9 +241,10 @@ class Trainer:
         if bool(losses.isfinite().all()):
             return losses
         step, term = torch.nonzero(~losses.isfinite())[0].tolist()
-        raise NumericError(
+        raise NumericError.of(
             f"the loss {history.terms[term]!r} became {float(losses[step, term])} in epoch {self._epoch}, "
-            f"step {first + step + 1}"
+            f"step {first + step + 1}",
+            section_of(self.method.name),
         )
 
 

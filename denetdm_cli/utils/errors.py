@@ -53,13 +53,14 @@ class NumericError(UserError):
 
     exit_code = 6
 
-    def __init__(
-        self,
-        what: str,
-        fix: str = "Epochs completed before this one are kept. Lower the learning rate (--set "
-        "train_poe.learning_rate=... or distill.learning_rate=...) and start anew with --force.",
-    ) -> None:
-        super().__init__(what, fix)
+    @staticmethod
+    def of(what: str, section: str) -> "NumericError":
+        """The error of a method, by its section of the configuration."""
+        return NumericError(
+            what,
+            "Epochs completed before this one are kept. Lower the learning rate "
+            f"(--set {section}.learning_rate=...) and start anew with --force.",
+        )
 
 
 class StorageError(UserError):

@@ -179,7 +179,15 @@ class TestStops:
 
     def test_a_learning_rate_out_of_bounds(self, train: Callable[..., Outcome], tmp_path: Path) -> None:
         outcome = train("--set", "train_poe.learning_rate=1e30")
-        refused(6, outcome, "the loss 'poe' became ", " in epoch 1, step ", "Lower the learning rate", "--force")
+        refused(
+            6,
+            outcome,
+            "the loss 'poe' became ",
+            " in epoch 1, step ",
+            "Lower the learning rate",
+            "train_poe.learning_rate",
+            "--force",
+        )
         folder = tmp_path / "runs" / NAME / "seed0" / "train-poe"
         assert contents(folder).keys() == {"config.yaml", "metrics.jsonl"}
         refused(4, train(), "train_poe.learning_rate: 1e+30 there, 0.001 now")

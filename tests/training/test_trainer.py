@@ -109,6 +109,7 @@ def test_a_loss_that_is_not_finite_stops_with_epoch_and_step(spoil_at: int, epoc
     with pytest.raises(NumericError, match=rf"'first' became nan in epoch {epoch}, step {step}") as caught:
         _run(Recorder(spoil_at), _settings())
     assert caught.value.exit_code == 6
+    assert "--set recorder.learning_rate=" in caught.value.fix
 
 
 def test_a_loss_that_is_not_finite_is_found_within_a_long_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
