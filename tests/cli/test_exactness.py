@@ -11,6 +11,8 @@ from own_images import class_folders, tiny
 from denetdm_cli.cli import progress
 from denetdm_cli.training import checkpoint
 
+pytestmark = pytest.mark.slow
+
 NETWORKS = (
     "--set", "model.shallow={name: cnn, depth: 3, width: 64}",
     "--set", "model.deep={name: cifar_resnet, depth: 8}",
@@ -80,7 +82,6 @@ def test_the_networks_have_running_statistics(straight: Path) -> None:
         assert [name for name in tensors if name.startswith(branch) and name.endswith("running_var")]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("cache", ["device", "host", "stream"])
 def test_where_the_images_are_kept(root: Path, straight: Path, tmp_path: Path, cache: str) -> None:
     assert stage_1(root, "--set", f"data.cache={cache}").code == 0
@@ -98,7 +99,6 @@ def test_augmentation_is_at_work(root: Path, straight: Path) -> None:
     assert first[0]["losses"] != second[0]["losses"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("epoch", "cache"), [(1, "device"), (2, "stream")])
 def test_resume_of_stage_1(
     root: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int, cache: str
@@ -111,7 +111,6 @@ def test_resume_of_stage_1(
     assert figures(run / "train-poe") == figures(straight / "train-poe")
 
 
-@pytest.mark.slow
 def test_resume_of_stage_2(straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     epoch = 2
     words = ("--out", tmp_path / "runs")

@@ -23,6 +23,8 @@ from denetdm_cli.training import checkpoint, stages
 from denetdm_cli.training.events import EpochEvaluated, Event
 from denetdm_cli.training.run_folder import RunFolder, finished_stage
 
+pytestmark = pytest.mark.slow
+
 GROUPS = {"train": [[2, 3, 9], [8, 4, 2]], "test": [[4, 4, 4], [4, 4, 4]]}
 STAGES = ("train-poe", "distill")
 EPOCHS = 2
@@ -201,7 +203,6 @@ def weights(tmp_path: Path) -> dict[str, Tensor]:
     return state
 
 
-@pytest.mark.slow
 def test_each_stage_starts_from_the_weights_it_is_given(home: Path, tmp_path: Path, weights: dict[str, Tensor]) -> None:
     train(home, *networks("mlp, depth: 2, width: 64", STARTING, STARTING), *STILL, "--epochs", 1, out=tmp_path)
     run = tmp_path / "mine" / "seed0"
@@ -216,7 +217,6 @@ def test_each_stage_starts_from_the_weights_it_is_given(home: Path, tmp_path: Pa
         assert first[name].equal(second[name]), name
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("weights")
 def test_a_resumed_run_needs_no_start_weights_and_names_those_it_had(home: Path, tmp_path: Path) -> None:
     words = (*networks("mlp, depth: 2, width: 64", STARTING, "mlp, depth: 2, width: 64"), "--epochs", 2)

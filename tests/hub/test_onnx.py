@@ -31,6 +31,7 @@ def with_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_onnx_takes_plain_images_of_any_number(with_onnx: Path) -> None:
     runtime = pytest.importorskip("onnxruntime")
     session = runtime.InferenceSession(str(with_onnx / "out" / "model.onnx"), providers=["CPUExecutionProvider"])

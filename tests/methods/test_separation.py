@@ -57,6 +57,7 @@ def test_branches_separate_on_noisy_shapes(tmp_path: Path) -> None:
     assert trained.warnings() == []
 
 
+@pytest.mark.slow
 def test_branches_separate_on_real_mnist(tmp_path: Path, mnist_dir: Path) -> None:
     # 750 steps on the first 24,000 images.
     whole = load_mnist(tmp_path, mnist_dir, pytest.fail)

@@ -254,6 +254,7 @@ def test_real_small_copy(tmp_path: Path) -> None:
     np.testing.assert_allclose(first.std(0), [63.4, 62.8, 66.8], atol=0.051)
 
 
+@pytest.mark.slow
 def test_real_copy_of_everything(tmp_path: Path) -> None:
     found = load_cifar10(tmp_path, real("cifar10-jpeg.zip"), quiet)
     assert found.train_images.shape == (50000, 32, 32, 3)
